@@ -1,0 +1,62 @@
+/** Program of the engine's process: takes the operations from the keeper, checks them once more, hands them to the engine. */
+import * as v from 'valibot';
+import { Engine } from '../engine/engine.js';
+import type { EngineStart } from '../engine/keeper.js';
+import { KeeperLink } from '../engine/keeper-link.js';
+import { parentChannel } from '../engine/rpc.js';
+import { assert, CowbirdError } from '../sys/errors.js';
+import { type Paths, pathsFrom } from './paths.js';
+import { type OperationName, type OperationParams, type OperationResults, operations } from './schema.js';
+
+type EngineOperation = Exclude<OperationName, 'daemonStatus' | 'daemonRestart' | 'doctor'>;
+type Dispatch = { [N in EngineOperation]: (engine: Engine, params: OperationParams<N>) => Promise<OperationResults[N]> };
+
+const dispatch: Dispatch = {
+  attach: (engine, params) => engine.attach(params),
+  detach: (engine, params) => engine.detach(params.volume),
+  list: (engine) => engine.list(),
+  info: (engine, params) => engine.info(params.minor),
+  setupSnapshot: (engine, params) => engine.setupSnapshot(params),
+  reloadSnapshot: (engine, params) => engine.reload(params, 'snapshot'),
+  reloadIncremental: (engine, params) => engine.reload(params, 'incremental'),
+  destroy: (engine, params) => engine.destroy(params.minor),
+  transitionToIncremental: (engine, params) => engine.transitionToIncremental(params.minor),
+  transitionToSnapshot: (engine, params) => engine.transitionToSnapshot(params),
+  reconfigure: (engine, params) => engine.reconfigure(params.minor, params.cacheBytes),
+  expandCowFile: (engine, params) => engine.expandCowFile(params.minor, params.bytes),
+  reconfigureAutoExpand: (engine, params) =>
+    engine.reconfigureAutoExpand(params.minor, params.stepBytes, params.reservedBytes ?? 0),
+  getFreeMinor: (engine) => engine.getFreeMinor(),
+  changes: (engine, params) => engine.changes(params.minor),
+  daemonStop: (engine, params) => engine.stop(params.force === true),
+};
+
+const Request = v.object({ operation: v.string(), params: v.unknown() });
+
+async function execute<N extends EngineOperation>(engine: Engine, name: N, params: unknown): Promise<OperationResults[N]> {
+  const parsed = v.parse(operations[name], params);
+  return dispatch[name](engine, parsed as OperationParams<N>);
+}
+
+function isEngineOperation(name: string): name is EngineOperation {
+  return Object.hasOwn(dispatch, name);
+}
+
+const paths: Paths = pathsFrom(process.env);
+let engine: Engine | undefined;
+const link: KeeperLink = new KeeperLink(parentChannel(), async (call, params): Promise<unknown> => {
+  if (call === 'start') {
+    const start = params as EngineStart;
+    engine = new Engine(link.connect(start.keeperPid), paths);
+    return engine.start(start.volumes);
+  }
+  assert(engine !== undefined, 'the engine was started first');
+  const { operation, params: operationParams } = v.parse(Request, params);
+  if (!isEngineOperation(operation)) throw new CowbirdError('ENOSYS', `The engine has no operation ${operation}`);
+  return execute(engine, operation, operationParams);
+});
+
+// The keeper's end is ours: without it nobody answers for the descriptors.
+process.on('disconnect', () => process.exit(1));
+process.on('SIGTERM', () => process.exit(0));
+process.on('SIGINT', () => undefined);

@@ -1,0 +1,70 @@
+/**
+ * Starting the daemon: a process with a session of its own, `/` as working directory and none of the caller's descriptors,
+ * so that `$(cowbird attach …)` returns at once and the terminal's Ctrl-C does not reach it.
+ */
+import { spawn } from 'node:child_process';
+import { closeSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs';
+import { request } from 'node:http';
+import { fileURLToPath } from 'node:url';
+import { CowbirdError } from '../sys/errors.js';
+import { closeOnExecFrom } from '../sys/libc.js';
+import type { Paths } from './paths.js';
+import { API_MAJOR } from './schema.js';
+
+const START_TIMEOUT_MS = 20_000;
+const RETRY_MS = 20;
+
+/** Starts a daemon for these directories and resolves when it answers. Two starts at once end with one daemon. */
+export async function launchDaemon(paths: Paths, env: NodeJS.ProcessEnv): Promise<void> {
+  if (process.getuid?.() !== 0) {
+    throw new CowbirdError('EPERM', 'Cowbird needs root: it opens disks and binds loop devices');
+  }
+  mkdirSync(paths.runDir, { recursive: true, mode: 0o755 });
+  // Whatever the caller was started with must not live on in the daemon: a pipe held open would keep its reader waiting.
+  closeOnExecFrom(3);
+  const failure = `${paths.runDir}/start-error.${process.pid}`;
+  const log = openSync(paths.log, 'a', 0o640);
+  const program = fileURLToPath(new URL('./keeper-main.js', import.meta.url));
+  const child = spawn(process.execPath, ['--enable-source-maps', program], {
+    cwd: '/',
+    detached: true,
+    stdio: ['ignore', log, log],
+    env: { ...env, COWBIRD_RUN_DIR: paths.runDir, COWBIRD_STATE_DIR: paths.stateDir, COWBIRD_START_ERROR: failure },
+  });
+  closeSync(log);
+  let exitCode: number | null = null;
+  child.once('exit', (code) => {
+    exitCode = code ?? 1;
+  });
+  child.unref();
+  const deadline = Date.now() + START_TIMEOUT_MS;
+  while (!(await answers(paths))) {
+    if (exitCode !== null && exitCode !== 0) throw startFailed(paths, failure);
+    if (Date.now() > deadline) {
+      throw new CowbirdError('ETIMEDOUT', `The daemon did not answer within ${START_TIMEOUT_MS} ms: see ${paths.log}`, { outcome: 'failed' });
+    }
+    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+  }
+}
+
+function startFailed(paths: Paths, failure: string): CowbirdError {
+  let reason = `see ${paths.log}`;
+  try {
+    reason = readFileSync(failure, 'utf8').trim();
+    rmSync(failure);
+  } catch (error) {
+    if (!(error instanceof Error && 'code' in error && error.code === 'ENOENT')) throw error;
+  }
+  return new CowbirdError('EIO', `The daemon did not start: ${reason}`, { outcome: 'failed' });
+}
+
+function answers(paths: Paths): Promise<boolean> {
+  return new Promise((resolve) => {
+    const req = request({ socketPath: paths.socket, path: `/v${API_MAJOR}/ping` }, (response) => {
+      response.resume();
+      response.on('end', () => resolve(response.statusCode === 200));
+    });
+    req.on('error', () => resolve(false));
+    req.end();
+  });
+}

@@ -1,0 +1,116 @@
+/**
+ * The control API: every operation's name, parameters and result, in one place for server, client and library.
+ *
+ * Transport (`server.ts`, `client.ts`): HTTP/1.1 over the unix socket `$COWBIRD_RUN_DIR/control.sock`, mode 0600 in a
+ * directory of root's. `POST /v1/<operation>` with the parameters as JSON answers `{"result": …}` or `{"error": …}`;
+ * `GET /v1/events` streams one JSON object a line. The major in the path changes only when an old client would be misled.
+ */
+import * as v from 'valibot';
+import type { ChangesReport, DaemonStatus, DoctorReport, StatusDocument, VolumeInfo } from '../engine/types.js';
+
+export type { ChangesReport, DaemonStatus, DoctorCheck, DoctorReport, EventInput, EventRecord, SnapshotStatus, StatusDocument, VolumeInfo } from '../engine/types.js';
+
+export const API_MAJOR = 1;
+
+const Minor = v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(255));
+const Bytes = v.pipe(v.number(), v.safeInteger(), v.minValue(0));
+const AbsolutePath = v.pipe(v.string(), v.startsWith('/'), v.maxLength(4095));
+/** The volume's node, its link, the origin, or (for detach) its name. */
+const VolumeReference = v.pipe(v.string(), v.minLength(1), v.maxLength(4095));
+/** Which family of extra device links a snapshot gets beside `/dev/cowbird<minor>`. */
+const DeviceAlias = v.picklist(['datto', 'elastio-snap']);
+
+export const VOLUME_NAME = /^[A-Za-z0-9._-]{1,64}$/;
+
+/** Parameters of every operation that a client may call. All paths are absolute: the client resolves them. */
+export const operations = {
+  attach: v.strictObject({
+    origin: AbsolutePath,
+    name: v.optional(v.pipe(v.string(), v.regex(VOLUME_NAME))),
+    workers: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(64))),
+    readOnly: v.optional(v.boolean()),
+    raw: v.optional(v.boolean()),
+  }),
+  detach: v.strictObject({ volume: VolumeReference }),
+  list: v.strictObject({}),
+  info: v.strictObject({ minor: v.optional(Minor) }),
+  setupSnapshot: v.strictObject({
+    device: v.string(),
+    cowFile: AbsolutePath,
+    minor: Minor,
+    cacheBytes: v.optional(Bytes),
+    storeBytes: v.optional(Bytes),
+    /** dbdctl's rule: a store that is not on the volume itself is EINVAL. */
+    onVolumeOnly: v.optional(v.boolean()),
+    alias: v.optional(DeviceAlias),
+    /** elioctl's `-i`: accepted and reported; reads of a failed snapshot give EIO all the same (I2). */
+    ignoreErrors: v.optional(v.boolean()),
+  }),
+  reloadSnapshot: v.strictObject({
+    device: v.string(),
+    /** Relative to the file system's root with a leading slash, as dattobd has it, or the store's full path elsewhere. */
+    cowFile: AbsolutePath,
+    minor: Minor,
+    cacheBytes: v.optional(Bytes),
+    alias: v.optional(DeviceAlias),
+    ignoreErrors: v.optional(v.boolean()),
+  }),
+  reloadIncremental: v.strictObject({
+    device: v.string(),
+    cowFile: AbsolutePath,
+    minor: Minor,
+    cacheBytes: v.optional(Bytes),
+    alias: v.optional(DeviceAlias),
+    ignoreErrors: v.optional(v.boolean()),
+  }),
+  destroy: v.strictObject({ minor: Minor }),
+  transitionToIncremental: v.strictObject({ minor: Minor }),
+  transitionToSnapshot: v.strictObject({
+    minor: Minor,
+    cowFile: AbsolutePath,
+    storeBytes: v.optional(Bytes),
+    onVolumeOnly: v.optional(v.boolean()),
+  }),
+  reconfigure: v.strictObject({ minor: Minor, cacheBytes: v.optional(Bytes) }),
+  expandCowFile: v.strictObject({ minor: Minor, bytes: Bytes }),
+  reconfigureAutoExpand: v.strictObject({ minor: Minor, stepBytes: Bytes, reservedBytes: v.optional(Bytes) }),
+  getFreeMinor: v.strictObject({}),
+  changes: v.strictObject({ minor: Minor }),
+  doctor: v.strictObject({}),
+  daemonStatus: v.strictObject({}),
+  daemonStop: v.strictObject({ force: v.optional(v.boolean()) }),
+  /** Swaps the engine's process under the mounted volumes. */
+  daemonRestart: v.strictObject({}),
+} as const;
+
+export type OperationName = keyof typeof operations;
+export type OperationParams<N extends OperationName> = v.InferOutput<(typeof operations)[N]>;
+
+export interface OperationResults {
+  attach: VolumeInfo;
+  detach: Record<string, never>;
+  list: { volumes: VolumeInfo[] };
+  info: StatusDocument;
+  setupSnapshot: { device: string };
+  reloadSnapshot: Record<string, never>;
+  reloadIncremental: Record<string, never>;
+  destroy: Record<string, never>;
+  transitionToIncremental: Record<string, never>;
+  transitionToSnapshot: { device: string };
+  reconfigure: Record<string, never>;
+  expandCowFile: { storeBytes: number };
+  reconfigureAutoExpand: Record<string, never>;
+  getFreeMinor: { minor: number };
+  changes: ChangesReport;
+  doctor: DoctorReport;
+  daemonStatus: DaemonStatus;
+  daemonStop: Record<string, never>;
+  daemonRestart: DaemonStatus;
+}
+
+export interface ErrorBody {
+  code: string;
+  errno: number;
+  message: string;
+  outcome: 'refused' | 'failed' | 'partial';
+}

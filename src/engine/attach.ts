@@ -1,0 +1,201 @@
+/**
+ * Attaching and detaching volumes.
+ *
+ * Attaching writes nothing to the origin: the volume has the very same bytes at the very same offsets, so it can be
+ * detached and mounted directly at any time.
+ */
+import { mkdirSync, readFileSync, realpathSync, renameSync, writeFileSync } from 'node:fs';
+import { cpus } from 'node:os';
+import { basename, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import * as v from 'valibot';
+import { CowbirdError, errnoOfError } from '../sys/errors.js';
+import * as libc from '../sys/libc.js';
+import { MAX_WORKERS } from '../tracer/layout.js';
+import { type EngineContext, refuseForeignLink, undoing, withHelper } from './context.js';
+import { closeDevice, openDevice } from './devices.js';
+import { findVolume, mountsOn, refuseInUse, refuseOwnFiles, refuseSecondUse } from './lookup.js';
+import type { SavedVolume, VolumeRecord } from './records.js';
+import type { VolumeInfo } from './types.js';
+import { Volume } from './volume.js';
+
+export interface AttachParams {
+  origin: string;
+  name?: string | undefined;
+  workers?: number | undefined;
+  readOnly?: boolean | undefined;
+  raw?: boolean | undefined;
+}
+
+/** Synchronous I/O in each worker: more of them than cores, so that a device has a queue. */
+export const DEFAULT_WORKERS = Math.max(4, Math.min(8, cpus().length * 2));
+const VOLUME_NAME = /^[A-Za-z0-9._-]{1,64}$/;
+
+/** Attaches an origin. Everything is undone when a step fails. */
+export async function attachVolume(context: EngineContext, params: AttachParams, onAttention: (id: string) => void): Promise<Volume> {
+  const origin = resolveOrigin(params.origin);
+  const name = params.name ?? basename(params.origin);
+  if (!VOLUME_NAME.test(name) || name === '.' || name === '..') {
+    throw new CowbirdError('EINVAL', `"${name}" is no volume name ([A-Za-z0-9._-], 1 to 64 characters): give one with --name`);
+  }
+  const link = `/dev/cowbird/${name}`;
+  if ([...context.volumes.values()].some((volume) => volume.record.name === name)) {
+    throw new CowbirdError('EEXIST', `A volume named ${name} is attached already: give another name with --name`);
+  }
+  refuseSecondUse(context, origin);
+  refuseOwnFiles(origin, ownFiles(context));
+  try {
+    refuseForeignLink(link);
+  } catch (error) {
+    if (errnoOfError(error) === 16) throw new CowbirdError('EEXIST', `${link} exists already: give another name with --name`);
+    throw error;
+  }
+  return undoing(context, async (undo) => {
+    const workers = Math.min(params.workers ?? DEFAULT_WORKERS, MAX_WORKERS);
+    await context.pool.grow(workers);
+    const opened = await context.keeper.call('openOrigin', { path: origin, readOnly: params.readOnly === true, raw: params.raw === true });
+    undo.add('close the origin', () => context.keeper.call('closeFds', { fds: [opened.originFd, opened.memoryFd] }));
+    const fds = { origin: libc.duplicateFrom(context.keeper.pid, opened.originFd), memory: libc.duplicateFrom(context.keeper.pid, opened.memoryFd), fuse: -1 };
+    undo.add('close the duplicates', () => [fds.origin, fds.memory].forEach(libc.close));
+    const id = `volume-${name}`;
+    const record: VolumeRecord = {
+      id,
+      name,
+      origin,
+      opened,
+      workers,
+      device: { id, fuseFd: -1, target: '', node: '', links: [link] },
+      snapshot: null,
+    };
+    const volume = new Volume(record, fds, context.pool, () => onAttention(id));
+    undo.add('forget the volume', () => context.pool.removeVolume(id));
+    const device = await openDevice(context, undo, {
+      id,
+      readOnly: opened.readOnly,
+      partitionScan: true,
+      logicalSectorBytes: opened.logicalSectorBytes,
+      links: [link],
+      serve: (fd) => {
+        fds.fuse = fd;
+        volume.serve();
+      },
+    });
+    record.device = device.record;
+    await context.keeper.call('putVolume', { volume: record });
+    context.volumes.set(id, volume);
+    saveAttached(context);
+    return volume;
+  });
+}
+
+function resolveOrigin(path: string): string {
+  try {
+    return realpathSync(path);
+  } catch (error) {
+    if (errnoOfError(error) === 2) throw new CowbirdError('ENOENT', `${path} does not exist`);
+    throw error;
+  }
+}
+
+/** What must not lie on a volume: the program, its interpreter and libraries, its state. */
+function ownFiles(context: EngineContext): string[] {
+  const libraries = new Set<string>();
+  for (const line of readFileSync('/proc/self/maps', 'utf8').split('\n')) {
+    const path = line.slice(line.indexOf('/'));
+    if (line.includes('/') && !path.startsWith('/dev/') && !path.startsWith('/memfd:') && !path.endsWith(' (deleted)')) libraries.add(path);
+  }
+  return [process.execPath, fileURLToPath(import.meta.url), context.paths.stateDir, context.paths.runDir, ...libraries];
+}
+
+/** Detaches a volume: refused while it is tracked, mounted or open. */
+export async function detachVolume(context: EngineContext, reference: string): Promise<void> {
+  const volume = findVolume(context, reference);
+  if (volume === undefined) throw new CowbirdError('ENOENT', `No volume ${reference} is attached: \`cowbird list\` shows what is`);
+  const { snapshot, name, device } = volume.record;
+  if (snapshot !== null) {
+    throw new CowbirdError('EBUSY', `${name} is tracked as minor ${snapshot.minor}: end that first with \`cowbird destroy ${snapshot.minor}\``);
+  }
+  await refuseInUse(device.node);
+  await withHelper(context, [], (helper) => helper.call('probeExclusive', { node: device.node })).catch((error: unknown) => {
+    if (errnoOfError(error) === 16) throw new CowbirdError('EBUSY', `${device.node} is claimed by the kernel (a file system, swap, or a device on top of it)`);
+    throw error;
+  });
+  await removeVolume(context, volume);
+  saveAttached(context);
+}
+
+/** Takes a volume down, wholly. */
+export async function removeVolume(context: EngineContext, volume: Volume): Promise<void> {
+  const { record, fds } = volume;
+  await closeDevice(context, record.device, fds.fuse);
+  await context.pool.removeVolume(record.id);
+  context.volumes.delete(record.id);
+  // The mapping stays where it is, empty: a view that somebody still has must never touch unmapped memory.
+  libc.fallocate(fds.memory, libc.FALLOC_FL_PUNCH_HOLE + libc.FALLOC_FL_KEEP_SIZE, 0, volume.memory.sizes.totalBytes);
+  libc.close(fds.origin);
+  libc.close(fds.memory);
+  await context.keeper.call('closeFds', { fds: [record.opened.originFd, record.opened.memoryFd] });
+  await context.keeper.call('dropVolume', { id: record.id });
+}
+
+const SavedVolumes = v.array(v.object({ name: v.string(), origin: v.string(), workers: v.number(), readOnly: v.boolean() }));
+
+function savedPath(context: EngineContext): string {
+  return join(context.paths.stateDir, 'attached.json');
+}
+
+/** Writes what is attached, for the next start. */
+export function saveAttached(context: EngineContext): void {
+  const volumes: SavedVolume[] = [...context.volumes.values()].map(({ record }) => ({
+    name: record.name,
+    origin: record.origin,
+    workers: record.workers,
+    readOnly: record.opened.readOnly,
+  }));
+  writeDurably(savedPath(context), JSON.stringify(volumes, null, 2));
+}
+
+/** What was attached and not detached before the last end. */
+export function loadAttached(context: EngineContext): SavedVolume[] {
+  try {
+    return v.parse(SavedVolumes, JSON.parse(readFileSync(savedPath(context), 'utf8')));
+  } catch (error) {
+    if (errnoOfError(error) === 2 && error instanceof Error && 'syscall' in error) return [];
+    throw error;
+  }
+}
+
+/** Writes a file of ours so that it is the old one or the new one, whatever happens: aside, fsync, rename, fsync. */
+export function writeDurably(path: string, text: string): void {
+  const directory = join(path, '..');
+  mkdirSync(directory, { recursive: true, mode: 0o700 });
+  const aside = `${path}.new`;
+  writeFileSync(aside, text, { mode: 0o600, flush: true });
+  renameSync(aside, path);
+  const fd = libc.open(directory, libc.O_RDONLY + libc.O_DIRECTORY);
+  try {
+    libc.fsync(fd);
+  } finally {
+    libc.close(fd);
+  }
+}
+
+/** What `list` says of a volume. */
+export function describeVolume(volume: Volume): VolumeInfo {
+  const { record } = volume;
+  const mounts = mountsOn(record.device.node);
+  return {
+    name: record.name,
+    device: record.device.node,
+    link: record.device.links[0] ?? '',
+    origin: record.origin,
+    sizeBytes: record.opened.sizeBytes,
+    readOnly: record.opened.readOnly,
+    logicalSectorBytes: record.opened.logicalSectorBytes,
+    workers: record.workers,
+    mounted: mounts.map((entry) => entry.mountPoint),
+    minor: record.snapshot?.minor ?? null,
+    mode: record.snapshot === null ? 'passthrough' : record.snapshot.mode,
+  };
+}
+

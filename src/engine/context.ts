@@ -1,0 +1,153 @@
+/** What the operations share: the volumes, the keeper, the pool, one lock for everything that changes. */
+import { lstatSync, mkdirSync, readlinkSync, renameSync, rmSync, symlinkSync, unlinkSync } from 'node:fs';
+import { dirname } from 'node:path';
+import type { IoBuffer } from '../block/device.js';
+import { performIo, type Steps } from '../tracer/steps.js';
+import * as libc from '../sys/libc.js';
+import { CowbirdError, errnoOfError } from '../sys/errors.js';
+import type { Pool } from './pool.js';
+import type { HelperSession, Keeper } from './services.js';
+import { isDeadLink } from './stale.js';
+import type { EventInput } from './types.js';
+import type { Volume } from './volume.js';
+
+export interface EnginePaths {
+  runDir: string;
+  stateDir: string;
+  info: string;
+  fuseDir: string;
+}
+
+export interface EngineContext {
+  readonly keeper: Keeper;
+  readonly paths: EnginePaths;
+  readonly pool: Pool;
+  readonly volumes: Map<string, Volume>;
+  emit(event: EventInput): void;
+}
+
+/** Steps of an operation that failed are undone in reverse; what cannot be undone is reported, and the rest goes on. */
+export class Undo {
+  readonly #actions: Array<{ what: string; action: () => Promise<unknown> | unknown }> = [];
+
+  add(what: string, action: () => Promise<unknown> | unknown): void {
+    this.#actions.push({ what, action });
+  }
+
+  /** From here on what was done stays. */
+  clear(): void {
+    this.#actions.length = 0;
+  }
+
+  async run(context: EngineContext): Promise<void> {
+    for (const { what, action } of this.#actions.reverse()) {
+      try {
+        await action();
+      } catch (error) {
+        context.emit({ event: 'undo.failed', level: 'error', message: `Could not ${what}: ${String(error)}` });
+      }
+    }
+  }
+}
+
+/** Runs an operation with an undo list; on an error what was done is undone before the error goes on. */
+export async function undoing<T>(context: EngineContext, operation: (undo: Undo) => Promise<T>): Promise<T> {
+  const undo = new Undo();
+  try {
+    return await operation(undo);
+  } catch (error) {
+    await undo.run(context);
+    throw error;
+  }
+}
+
+/** One after another, in order of arrival. */
+export class Mutex {
+  #last: Promise<unknown> = Promise.resolve();
+
+  run<T>(action: () => Promise<T>): Promise<T> {
+    const result = this.#last.then(action, action);
+    this.#last = result.catch(() => undefined);
+    return result;
+  }
+}
+
+/** A helper for the length of an action. */
+export async function withHelper<T>(context: EngineContext, fds: number[], action: (helper: HelperSession) => Promise<T>): Promise<T> {
+  const helper = await context.keeper.helper(fds);
+  try {
+    return await action(helper);
+  } finally {
+    await helper.end();
+  }
+}
+
+const SCRATCH_BYTES = 1_048_576;
+const freeScratch: IoBuffer[] = [];
+
+/** Locked, aligned memory of 1 MiB for the length of an action; kept for the next one. */
+export async function withScratch<T>(action: (buffer: IoBuffer) => Promise<T> | T): Promise<T> {
+  let buffer = freeScratch.pop();
+  if (buffer === undefined) {
+    const mapping = libc.mapLocked(SCRATCH_BYTES);
+    buffer = { bytes: new Uint8Array(mapping.bytes), address: mapping.address };
+  }
+  try {
+    return await action(buffer);
+  } finally {
+    freeScratch.push(buffer);
+  }
+}
+
+const STEPS_PER_TURN = 8;
+
+/** Runs steps in the control thread, which answers others in between. */
+export async function runStepsAsync<T>(steps: Steps<T>): Promise<T> {
+  let next = steps.next();
+  let count = 0;
+  while (next.done !== true) {
+    const step = next.value;
+    try {
+      if (step.kind === 'wait') await new Promise((resolve) => setTimeout(resolve, 1));
+      else performIo(step);
+    } catch (error) {
+      next = steps.throw(error);
+      continue;
+    }
+    if (++count % STEPS_PER_TURN === 0) await new Promise((resolve) => setImmediate(resolve));
+    next = steps.next();
+  }
+  return next.value;
+}
+
+/** Makes a link under /dev. A name that is not ours is never replaced; a dead one of ours is. */
+export function makeLink(link: string, target: string): void {
+  mkdirSync(dirname(link), { recursive: true, mode: 0o755 });
+  refuseForeignLink(link, target);
+  const aside = `${link}.${process.pid}`;
+  rmSync(aside, { force: true });
+  symlinkSync(target, aside);
+  renameSync(aside, link);
+}
+
+/** @throws {CowbirdError} EBUSY when the name is taken by something that is not ours. */
+export function refuseForeignLink(link: string, target = ''): void {
+  let stats: ReturnType<typeof lstatSync>;
+  try {
+    stats = lstatSync(link);
+  } catch (error) {
+    if (errnoOfError(error) === 2) return;
+    throw error;
+  }
+  if (stats.isSymbolicLink() && (readlinkSync(link) === target || isDeadLink(link))) return;
+  throw new CowbirdError('EBUSY', `${link} exists and is not this daemon's: remove it, or use another name or minor`);
+}
+
+export function removeLink(link: string, target: string): void {
+  try {
+    if (readlinkSync(link) === target) unlinkSync(link);
+  } catch (error) {
+    // Gone already, or no link any more: not ours to remove.
+    if (![2, 22].includes(errnoOfError(error))) throw error;
+  }
+}

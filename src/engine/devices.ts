@@ -1,0 +1,101 @@
+/**
+ * From a FUSE descriptor to a block device with links, and back.
+ *
+ * Up: FUSE file mounted, served by the workers, loop device bound, links made. Down, in reverse: links, loop device, FUSE
+ * file, descriptor. A loop device with openers ends when the last one closes, so openers are waited for first.
+ */
+import { statSync } from 'node:fs';
+import { join } from 'node:path';
+import { isBoundLoop } from '../sys/blkdev.js';
+import { CowbirdError } from '../sys/errors.js';
+import * as libc from '../sys/libc.js';
+import { type Opener, openersOf } from '../sys/mounts.js';
+import { type EngineContext, makeLink, removeLink, type Undo, withHelper } from './context.js';
+import type { DeviceRecord } from './records.js';
+import { HELPER_FD_FIRST } from './services.js';
+
+const OPENERS_WAIT_MS = 2_000;
+const RELEASE_WAIT_MS = 5_000;
+const LOOK_AGAIN_MS = 20;
+
+export interface DeviceOptions {
+  id: string;
+  readOnly: boolean;
+  partitionScan: boolean;
+  logicalSectorBytes: number;
+  links: string[];
+  /** Makes the workers serve the descriptor, once the FUSE file is mounted. Gets this process's duplicate. */
+  serve(fd: number): void;
+}
+
+/** Brings a device up. What fails is undone by the caller's list. */
+export async function openDevice(context: EngineContext, undo: Undo, options: DeviceOptions): Promise<{ record: DeviceRecord; fd: number }> {
+  const { keeper, paths } = context;
+  const { fuseFd } = await keeper.call('openFuse', {});
+  undo.add('close the FUSE descriptor', () => keeper.call('closeFds', { fds: [fuseFd] }));
+  const fd = libc.duplicateFrom(keeper.pid, fuseFd);
+  undo.add('close the duplicate', () => libc.close(fd));
+  const target = join(paths.fuseDir, options.id);
+  const record: DeviceRecord = { id: options.id, fuseFd, target, node: '', links: options.links };
+  await withHelper(context, [fuseFd], async (helper) => {
+    await helper.call('mountFuse', { target, fuseFd: HELPER_FD_FIRST });
+    undo.add('unmount the FUSE file', () => withHelper(context, [], (other) => other.call('umount', { target })));
+    options.serve(fd);
+    undo.add('end the session', () => context.pool.removeSession(options.id));
+    const { node } = await helper.call('bindLoop', {
+      target,
+      readOnly: options.readOnly,
+      partitionScan: options.partitionScan,
+      logicalSectorBytes: options.logicalSectorBytes,
+    });
+    record.node = node;
+    undo.add('release the loop device', () => releaseNode(context, node));
+  });
+  for (const link of options.links) {
+    makeLink(link, record.node);
+    undo.add(`remove ${link}`, () => removeLink(link, record.node));
+  }
+  return { record, fd };
+}
+
+/** Takes a device down. Its openers must be gone. */
+export async function closeDevice(context: EngineContext, device: DeviceRecord, fd: number): Promise<void> {
+  for (const link of device.links) removeLink(link, device.node);
+  await releaseNode(context, device.node);
+  await withHelper(context, [], (helper) => helper.call('umount', { target: device.target }));
+  await context.pool.removeSession(device.id);
+  libc.close(fd);
+  await context.keeper.call('closeFds', { fds: [device.fuseFd] });
+}
+
+/** Unbinds a loop device and waits until its number is free again. */
+async function releaseNode(context: EngineContext, node: string): Promise<void> {
+  if (!isBoundLoop(node)) return;
+  await withHelper(context, [], (helper) => helper.call('releaseLoop', { node }));
+  const deadline = Date.now() + RELEASE_WAIT_MS;
+  while (isBoundLoop(node)) {
+    if (Date.now() > deadline) {
+      throw new CowbirdError('EBUSY', `${node} is still open somewhere${describe(openersOf(statSync(node).rdev))}`, { outcome: 'partial' });
+    }
+    await new Promise((resolve) => setTimeout(resolve, LOOK_AGAIN_MS));
+  }
+}
+
+/** Waits for openers such as udev and blkid to go; EBUSY with the first one's pid and name when they stay. */
+export async function refuseOpen(node: string, waitMs = OPENERS_WAIT_MS): Promise<void> {
+  const { rdev } = statSync(node);
+  const deadline = Date.now() + waitMs;
+  for (;;) {
+    const openers = openersOf(rdev);
+    if (openers.length === 0) return;
+    if (Date.now() > deadline) throw new CowbirdError('EBUSY', `${node} is in use${describe(openers)}`);
+    await new Promise((resolve) => setTimeout(resolve, LOOK_AGAIN_MS));
+  }
+}
+
+function describe(openers: Opener[]): string {
+  const [first] = openers;
+  if (first === undefined) return '';
+  const others = openers.length > 1 ? ` and ${openers.length - 1} more` : '';
+  return ` by pid ${first.pid} (${first.command})${others}`;
+}

@@ -1,0 +1,290 @@
+/**
+ * The engine: every operation on volumes and snapshots, one at a time, over the pool of workers.
+ *
+ * It starts from what the keeper remembers: nothing on the first start, everything after a crash or an upgrade. Going on:
+ * descriptors duplicated from the keeper, what dead workers had in hand forgotten, stores configured, and only then the
+ * kernel asked to send the unanswered requests again.
+ */
+import { rmSync } from 'node:fs';
+import { encodeResend } from '../frontend/fuse/wire.js';
+import { CowbirdError, errnoOfError, messageOf, SystemError } from '../sys/errors.js';
+import * as libc from '../sys/libc.js';
+import { Word } from '../tracer/layout.js';
+import { type AttachParams, attachVolume, describeVolume, detachVolume, loadAttached, removeVolume } from './attach.js';
+import { makeClean } from './cleaning.js';
+import { type EngineContext, type EnginePaths, Mutex } from './context.js';
+import { expandCowFile, growWhereLow, reconfigureAutoExpand } from './grow.js';
+import { mountsOn, refuseInUse } from './lookup.js';
+import { Pool } from './pool.js';
+import type { VolumeRecord } from './records.js';
+import { type ReloadParams, reload } from './reload.js';
+import type { Keeper } from './services.js';
+import { destroy, type SetupParams, setupSnapshot, type ToSnapshotParams, transitionToIncremental, transitionToSnapshot } from './snapshots.js';
+import { changesReport, StatusFile, statusDocument } from './status.js';
+import { closeSnapshotDevice, DEFAULT_CACHE_BYTES, headerFor, requireTransition, saveRecord, storeDeviceOf, tracked } from './tracking.js';
+import type { ChangesReport, StatusDocument, VolumeInfo } from './types.js';
+import { Volume } from './volume.js';
+import { Watch } from './watch.js';
+
+const WATCH_MS = 200;
+const LAST_MINOR = 255;
+/** How long `info` waits for a look at the mounts that is under way. */
+const LOOK_MS_MAX = 1_000;
+
+export class Engine {
+  readonly #context: EngineContext;
+  readonly #mutex = new Mutex();
+  readonly #watch: Watch;
+  readonly #statusFile: StatusFile;
+  #attention = false;
+  #stopped = false;
+
+  constructor(keeper: Keeper, paths: EnginePaths) {
+    const pool = new Pool({
+      attention: () => this.#wakeWatch(),
+      ioError: (event) =>
+        this.#context.emit({
+          event: 'io.error',
+          level: 'error',
+          message: `${event.sessionId}: ${event.operation}: ${event.message}`,
+          device: event.sessionId,
+          operation: event.operation,
+          errno: event.errno,
+        }),
+    });
+    this.#context = {
+      keeper,
+      paths,
+      pool,
+      volumes: new Map(),
+      emit: (event) => {
+        keeper.call('event', event).catch((error: unknown) => process.stderr.write(`event lost: ${messageOf(error)}\n`));
+      },
+    };
+    this.#watch = new Watch(this.#context);
+    this.#statusFile = new StatusFile(this.#context);
+  }
+
+  /** Goes on with the volumes of the records, or attaches what was attached before the last end. */
+  async start(records: VolumeRecord[]): Promise<null> {
+    if (records.length > 0) await this.#resume(records);
+    else await this.#attachSaved();
+    this.#statusFile.update();
+    this.#watchForEver();
+    return null;
+  }
+
+  async #resume(records: VolumeRecord[]): Promise<void> {
+    const { keeper, pool, volumes } = this.#context;
+    await pool.grow(Math.max(...records.map((record) => record.workers)));
+    const duplicates: Array<{ fd: number }> = [];
+    for (const record of records) {
+      const duplicate = (fd: number): number => libc.duplicateFrom(keeper.pid, fd);
+      const fds = { origin: duplicate(record.opened.originFd), fuse: duplicate(record.device.fuseFd), memory: duplicate(record.opened.memoryFd) };
+      const volume = new Volume(record, fds, pool, () => this.#wakeWatch());
+      volume.clearInFlight();
+      volumes.set(record.id, volume);
+      volume.serve();
+      duplicates.push({ fd: fds.fuse });
+      const { snapshot } = record;
+      if (snapshot === null) continue;
+      if (snapshot.storeFd !== null) volume.storeFd = duplicate(snapshot.storeFd);
+      if (snapshot.store.placeCount > 0) {
+        const dirtyHeader = headerFor(volume, snapshot, { clean: false, changedBlocks: 0 });
+        volume.setStore({ config: snapshot.store, dirtyHeader }, storeDeviceOf(volume.storeFd, snapshot.store.placeCount));
+      }
+      if (snapshot.device === null) continue;
+      volume.snapshotFuseFd = duplicate(snapshot.device.fuseFd);
+      duplicates.push({ fd: volume.snapshotFuseFd });
+      pool.addSession({ id: snapshot.device.id, volumeId: record.id, kind: 'snapshot', fd: volume.snapshotFuseFd, concurrency: record.workers });
+    }
+    for (const { fd } of duplicates) this.#askAgain(fd);
+  }
+
+  #askAgain(fd: number): void {
+    const message = encodeResend();
+    const memory = libc.mapLocked(4096);
+    new Uint8Array(memory.bytes).set(message);
+    if (libc.fast.write(fd, memory.address, message.byteLength) < 0) {
+      const error = new SystemError('FUSE_NOTIFY_RESEND', libc.lastErrno());
+      this.#context.emit({ event: 'resend.failed', level: 'error', message: error.message, errno: error.errno });
+    }
+  }
+
+  async #attachSaved(): Promise<void> {
+    for (const saved of loadAttached(this.#context)) {
+      try {
+        await attachVolume(this.#context, saved, () => this.#wakeWatch());
+      } catch (error) {
+        this.#context.emit({ event: 'volume.lost', level: 'error', message: `${saved.name} (${saved.origin}) was not attached again: ${messageOf(error)}`, volume: saved.name });
+      }
+    }
+  }
+
+  /** Looks at mounts, failures and stores until the engine ends. */
+  #watchForEver(): void {
+    const turn = async (): Promise<void> => {
+      this.#attention = false;
+      try {
+        await this.#mutex.run(async () => {
+          if (this.#stopped) return;
+          await this.#watch.look();
+          await growWhereLow(this.#context);
+          this.#statusFile.update();
+        });
+      } catch (error) {
+        this.#context.emit({ event: 'watch.failed', level: 'error', message: messageOf(error) });
+      }
+      if (!this.#stopped) setTimeout(() => void turn(), this.#attention ? 0 : WATCH_MS);
+    };
+    setTimeout(() => void turn(), WATCH_MS);
+  }
+
+  /** A worker saw something: the next look comes at once. */
+  #wakeWatch(): void {
+    if (this.#attention) return;
+    this.#attention = true;
+    this.#mutex
+      .run(async () => {
+        await this.#watch.look();
+        await growWhereLow(this.#context);
+        this.#statusFile.update();
+        this.#attention = false;
+      })
+      .catch((error: unknown) => this.#context.emit({ event: 'watch.failed', level: 'error', message: messageOf(error) }));
+  }
+
+  /** One changing operation at a time; the status file is right when it returns. */
+  #change<T>(operation: () => Promise<T>): Promise<T> {
+    return this.#mutex.run(async () => {
+      try {
+        await this.#watch.look();
+        return await operation();
+      } finally {
+        this.#statusFile.update();
+      }
+    });
+  }
+
+  attach(params: AttachParams): Promise<VolumeInfo> {
+    return this.#change(async () => {
+      const volume = await attachVolume(this.#context, params, () => this.#wakeWatch());
+      this.#context.emit({ event: 'volume.attached', level: 'info', message: `${volume.record.origin} is ${volume.record.device.node}`, volume: volume.record.name });
+      return describeVolume(volume);
+    });
+  }
+
+  async detach(reference: string): Promise<Record<string, never>> {
+    await this.#change(() => detachVolume(this.#context, reference));
+    this.#context.emit({ event: 'volume.detached', level: 'info', message: `${reference} is detached` });
+    return {};
+  }
+
+  async list(): Promise<{ volumes: VolumeInfo[] }> {
+    return { volumes: [...this.#context.volumes.values()].map(describeVolume) };
+  }
+
+  /** Right at the moment of the call: looks at the mounts itself. */
+  async info(minor: number | undefined): Promise<StatusDocument> {
+    const look = this.#mutex.run(() => this.#watch.look());
+    await Promise.race([look, new Promise((resolve) => setTimeout(resolve, LOOK_MS_MAX))]);
+    return statusDocument(this.#context, minor);
+  }
+
+  setupSnapshot(params: SetupParams): Promise<{ device: string }> {
+    return this.#change(() => setupSnapshot(this.#context, params));
+  }
+
+  async reload(params: ReloadParams, mode: 'snapshot' | 'incremental'): Promise<Record<string, never>> {
+    await this.#change(() => reload(this.#context, params, mode));
+    return {};
+  }
+
+  async destroy(minor: number): Promise<Record<string, never>> {
+    await this.#change(() => destroy(this.#context, minor));
+    return {};
+  }
+
+  async transitionToIncremental(minor: number): Promise<Record<string, never>> {
+    await this.#change(() => transitionToIncremental(this.#context, minor));
+    return {};
+  }
+
+  transitionToSnapshot(params: ToSnapshotParams): Promise<{ device: string }> {
+    return this.#change(() => transitionToSnapshot(this.#context, params));
+  }
+
+  async reconfigure(minor: number, cacheBytes: number | undefined): Promise<Record<string, never>> {
+    await this.#change(async () => {
+      const target = tracked(this.#context, minor);
+      requireTransition(target, 'reconfigure');
+      target.snapshot.cacheBytes = cacheBytes === undefined || cacheBytes === 0 ? DEFAULT_CACHE_BYTES : cacheBytes;
+      await saveRecord(this.#context, target.volume);
+    });
+    return {};
+  }
+
+  expandCowFile(minor: number, bytes: number): Promise<{ storeBytes: number }> {
+    return this.#change(() => expandCowFile(this.#context, minor, bytes));
+  }
+
+  async reconfigureAutoExpand(minor: number, stepBytes: number, reservedBytes: number): Promise<Record<string, never>> {
+    await this.#change(() => reconfigureAutoExpand(this.#context, minor, stepBytes, reservedBytes));
+    return {};
+  }
+
+  async getFreeMinor(): Promise<{ minor: number }> {
+    const used = new Set([...this.#context.volumes.values()].map((volume) => volume.record.snapshot?.minor));
+    for (let minor = 0; minor <= LAST_MINOR; minor++) if (!used.has(minor)) return { minor };
+    throw new CowbirdError('ENOENT', 'All 256 minors are in use');
+  }
+
+  async changes(minor: number): Promise<ChangesReport> {
+    return changesReport(this.#context, minor);
+  }
+
+  /** Makes every series dormant and clean, takes every device down. What was attached is attached again at the next start. */
+  async stop(force: boolean): Promise<Record<string, never>> {
+    await this.#mutex.run(async () => {
+      const volumes = [...this.#context.volumes.values()];
+      if (!force) {
+        for (const volume of volumes) {
+          const { snapshot } = volume.record;
+          if (snapshot?.device != null) await refuseInUse(snapshot.device.node);
+          await refuseInUse(volume.record.device.node);
+        }
+      }
+      this.#stopped = true;
+      for (const volume of volumes) await this.#stopVolume(volume, force);
+      rmSync(this.#context.paths.info, { force: true });
+    });
+    return {};
+  }
+
+  async #stopVolume(volume: Volume, force: boolean): Promise<void> {
+    const { snapshot } = volume.record;
+    try {
+      if (snapshot !== null) {
+        await closeSnapshotDevice(this.#context, { volume, snapshot });
+        if (!snapshot.unverified && volume.memory.get(Word.FAILED) === 0) await this.#cleanForStop(volume);
+      }
+      await removeVolume(this.#context, volume);
+    } catch (error) {
+      if (!force) throw error;
+      const where = mountsOn(volume.record.device.node).map((entry) => entry.mountPoint);
+      this.#context.emit({
+        event: 'volume.forced',
+        level: 'error',
+        message: `${volume.record.name} was ended while in use (${where.join(', ') || messageOf(error)}): it gives I/O errors from now on`,
+        errno: errnoOfError(error),
+      });
+    }
+  }
+
+  async #cleanForStop(volume: Volume): Promise<void> {
+    const { snapshot } = volume.record;
+    if (snapshot === null) return;
+    for (let attempt = 0; attempt < 5; attempt++) if (await makeClean(this.#context, { volume, snapshot })) return;
+    this.#context.emit({ event: 'snapshot.unclean', level: 'error', message: `Minor ${snapshot.minor} stays unclean: it was written until the end`, minor: snapshot.minor });
+  }
+}

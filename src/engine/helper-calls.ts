@@ -1,0 +1,76 @@
+/** What helpers can be asked to do: names, parameters, results. A helper runs one call at a time. */
+import type { FileExtent } from '../sys/fsfile.js';
+
+export interface StoreFile {
+  /** Real path as this mount namespace sees it. */
+  path: string;
+  dev: number;
+  ino: number;
+}
+
+export interface CreatedStore extends StoreFile {
+  kind: 'origin' | 'device';
+  sizeBytes: number;
+  /** Of the volume's file system when the store lies on it: the mount point; else ''. */
+  mountPoint: string;
+  /** Byte offset that FIEMAP's addresses of this file begin at on the volume (a partition's start). */
+  startBytes: number;
+  immutable: boolean;
+}
+
+export interface HelperCalls {
+  mountFuse: { params: { target: string; fuseFd: number }; result: null };
+  umount: { params: { target: string }; result: null };
+  bindLoop: {
+    params: { target: string; readOnly: boolean; partitionScan: boolean; logicalSectorBytes: number };
+    result: { node: string };
+  };
+  releaseLoop: { params: { node: string }; result: null };
+  /** EBUSY when the node is mounted or claimed; the other openers are looked up in /proc. */
+  probeExclusive: { params: { node: string }; result: null };
+  createStore: {
+    params: {
+      path: string;
+      /** Node of the volume, and which device numbers are on it. */
+      node: string;
+      sizeBytes: number;
+      indexBytes: number;
+      onVolumeOnly: boolean;
+      /** Nodes of all attached volumes: a store may lie on none of them but its own. */
+      volumeNodes: string[];
+    };
+    result: CreatedStore;
+  };
+  extents: { params: { file: StoreFile; sizeBytes: number }; result: { extents: FileExtent[] } };
+  /** Writes 4096 random bytes at each offset and makes them durable; `nonces` are hex digests of them. */
+  writeNonces: { params: { file: StoreFile; offsets: number[] }; result: { nonces: string[] } };
+  eraseNonces: { params: { file: StoreFile; offsets: number[]; indexBytes: number }; result: null };
+  setImmutable: { params: { file: StoreFile; immutable: boolean }; result: { supported: boolean } };
+  /** Clears the attribute of a file of an unmounted volume, by a private mount. */
+  clearImmutableUnmounted: { params: { node: string; fsType: string; pathInside: string }; result: null };
+  unlinkStore: { params: { file: StoreFile }; result: null };
+  truncateStore: { params: { file: StoreFile; lengthBytes: number }; result: null };
+  growStore: {
+    params: { file: StoreFile; fromBytes: number; toBytes: number; reservedBytes: number };
+    result: null;
+  };
+  /** Writes header and index of a store that is no longer in use through the file system, durably, and compares. */
+  closeStore: {
+    params: {
+      file: StoreFile;
+      memoryFd: number;
+      mapOffset: number;
+      blockCount: number;
+      dataOffsetBytes: number;
+      header: string;
+    };
+    result: null;
+  };
+  dropCache: { params: { file: StoreFile }; result: null };
+  /** Opens and syncs the mounts, so that the freeze itself is short. */
+  prepareFreeze: { params: { mountPoints: string[] }; result: null };
+  freeze: { params: Record<string, never>; result: { frozenByOthers: boolean } };
+  thaw: { params: Record<string, never>; result: null };
+}
+
+export type HelperCall = keyof HelperCalls;

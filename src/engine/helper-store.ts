@@ -1,0 +1,325 @@
+/**
+ * The helper's work on COW files: creating them where they cannot hurt, proving where they lie, handing them over.
+ *
+ * A file on the volume itself goes through: create, allocate, write header and index region for real (an unwritten extent
+ * reads as zeros whatever is on the disk), fsync, extents, nonces, immutable. Whatever fails, the file is removed again.
+ */
+import { createHash, randomBytes } from 'node:crypto';
+import { constants, closeSync, existsSync, fsyncSync, lstatSync, openSync, realpathSync, readSync, statSync, statfsSync, unlinkSync, writeSync } from 'node:fs';
+import { basename, dirname, join, relative } from 'node:path';
+import { decodeHeader } from '../cow/header.js';
+import { encodeEntriesFromBitmap } from '../cow/index-codec.js';
+import { deviceNumber, deviceNumbersOn } from '../sys/blkdev.js';
+import { assert, CowbirdError, errnoOfError } from '../sys/errors.js';
+import { type FileExtent, fileExtents, isRealtimeFile, setImmutable } from '../sys/fsfile.js';
+import * as libc from '../sys/libc.js';
+import { type MountEntry, ownMounts } from '../sys/mounts.js';
+import { BLOCK_BYTES, VolumeMemory } from '../tracer/layout.js';
+import type { CreatedStore, HelperCalls, StoreFile } from './helper-calls.js';
+
+const PIECE_BYTES = 1_048_576;
+const EOPNOTSUPP = 95;
+const ON_VOLUME = new Set(['ext2', 'ext3', 'ext4', 'xfs']);
+
+type Params<N extends keyof HelperCalls> = HelperCalls[N]['params'];
+
+/** Creates and allocates a COW file. On any failure nothing is left. */
+export function createStore(params: Params<'createStore'>): CreatedStore {
+  const { path, sizeBytes } = params;
+  refuseExisting(path);
+  const place = placeOf(params);
+  const fd = openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW, 0o600);
+  try {
+    refuseTooLarge(path, sizeBytes);
+    allocate(fd, sizeBytes);
+    writeZeros(fd, 0, params.indexBytes);
+    fsyncSync(fd);
+    const stats = statSync(path);
+    if (place.kind === 'origin' && isRealtimeFile(fd)) {
+      throw new CowbirdError('EINVAL', `${path} lies on an XFS realtime device, not on the volume: put the COW file elsewhere`);
+    }
+    syncDirectory(path);
+    return { ...place, path: realpathSync(path), dev: stats.dev, ino: stats.ino, sizeBytes, immutable: false };
+  } catch (error) {
+    unlinkSync(path);
+    throw asRefusal(error, `COW file ${path} of ${sizeBytes} bytes`);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+function refuseExisting(path: string): void {
+  const parent = dirname(path);
+  if (!existsSync(parent)) throw new CowbirdError('ENOENT', `The directory ${parent} of the COW file does not exist`);
+  if (!statSync(parent).isDirectory()) throw new CowbirdError('ENOTDIR', `${parent} is not a directory`);
+  let stats: ReturnType<typeof lstatSync>;
+  try {
+    stats = lstatSync(path);
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return;
+    throw error;
+  }
+  if (stats.isDirectory()) throw new CowbirdError('EISDIR', `The COW path ${path} is a directory: name a file in it`);
+  throw new CowbirdError('EEXIST', `${path} exists already: name a new file, or remove it first`);
+}
+
+/** Whether the file will lie on the volume, and refuses the places that would wait for themselves. */
+function placeOf(params: Params<'createStore'>): Pick<CreatedStore, 'kind' | 'mountPoint' | 'startBytes'> {
+  const directory = realpathSync(dirname(params.path));
+  const mount = mountOf(directory);
+  const dev = deviceNumber(statSync(directory).dev);
+  const own = deviceNumbersOn(params.node).find(({ number, name }) => isOn(mount, dev, number, name));
+  if (own !== undefined) {
+    if (!ON_VOLUME.has(mount.fsType)) {
+      throw new CowbirdError(
+        'EINVAL',
+        `A COW file on the volume itself needs ext2, ext3, ext4 or xfs, and ${mount.mountPoint} is ${mount.fsType}: put it on another file system`,
+      );
+    }
+    if (own.startBytes === null) {
+      throw new CowbirdError('EINVAL', `${mount.mountPoint} lies on ${own.name}, which is stacked on the volume: put the COW file elsewhere`);
+    }
+    if (mount.readOnlySuper || mount.readOnlyMount) {
+      throw new CowbirdError('EINVAL', `${mount.mountPoint} is mounted read-only: remount it read-write`);
+    }
+    return { kind: 'origin', mountPoint: mount.mountPoint, startBytes: own.startBytes };
+  }
+  if (params.onVolumeOnly) {
+    throw new CowbirdError('EINVAL', `${params.path} is not on the volume ${params.node}; \`cowbird setup-snapshot\` allows that, dbdctl does not`);
+  }
+  for (const node of params.volumeNodes) {
+    if (deviceNumbersOn(node).some(({ number, name }) => isOn(mount, dev, number, name))) {
+      throw new CowbirdError('EINVAL', `${params.path} lies on ${node}, a volume that Cowbird serves itself: put the COW file on a file system of a disk that is not attached`);
+    }
+  }
+  return { kind: 'device', mountPoint: '', startBytes: 0 };
+}
+
+function isOn(mount: MountEntry, dev: string, number: string, name: string): boolean {
+  return number === dev || number === mount.device || mount.source === `/dev/${name}`;
+}
+
+/** The mount that a path lies on: the longest mount point above it, the last one where several are stacked. */
+function mountOf(path: string): MountEntry {
+  let best: MountEntry | undefined;
+  for (const entry of ownMounts()) {
+    const inside = relative(entry.mountPoint, path);
+    const covers = inside === '' || (!inside.startsWith('..') && !inside.startsWith('/'));
+    if (covers && (best === undefined || entry.mountPoint.length >= best.mountPoint.length)) best = entry;
+  }
+  assert(best !== undefined, `${path} lies on a mounted file system`);
+  return best;
+}
+
+function refuseTooLarge(path: string, sizeBytes: number): void {
+  const { bavail, bsize, bfree } = statfsSync(dirname(path));
+  if (sizeBytes > bfree * bsize) {
+    throw new CowbirdError('ENOSPC', `A COW file of ${sizeBytes} bytes does not fit: ${bavail * bsize} bytes are free on its file system`);
+  }
+}
+
+/** fallocate, or zeros written where the file system has none (ext2, ext3). */
+function allocate(fd: number, sizeBytes: number): void {
+  try {
+    libc.fallocate(fd, 0, 0, sizeBytes);
+  } catch (error) {
+    if (errnoOfError(error) !== EOPNOTSUPP) throw error;
+    writeZeros(fd, 0, sizeBytes);
+  }
+}
+
+function writeZeros(fd: number, from: number, to: number): void {
+  const zeros = Buffer.alloc(Math.min(PIECE_BYTES, Math.max(to - from, 1)));
+  for (let at = from; at < to; at += zeros.byteLength) {
+    writeWhole(fd, zeros.subarray(0, Math.min(zeros.byteLength, to - at)), at);
+  }
+}
+
+function writeWhole(fd: number, bytes: Uint8Array, at: number): void {
+  let done = 0;
+  while (done < bytes.byteLength) done += writeSync(fd, bytes, done, bytes.byteLength - done, at + done);
+}
+
+function readWhole(fd: number, bytes: Uint8Array, at: number): void {
+  let done = 0;
+  while (done < bytes.byteLength) {
+    const count = readSync(fd, bytes, done, bytes.byteLength - done, at + done);
+    if (count === 0) throw new CowbirdError('EIO', `The COW file ends at ${at + done}`, { outcome: 'failed' });
+    done += count;
+  }
+}
+
+function syncDirectory(path: string): void {
+  const fd = openSync(dirname(path), constants.O_RDONLY);
+  try {
+    fsyncSync(fd);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+function asRefusal(error: unknown, subject: string): unknown {
+  if (error instanceof CowbirdError) return error;
+  const errno = errnoOfError(error);
+  if (errno === 28) return new CowbirdError('ENOSPC', `No space for the ${subject}: free some, or choose a smaller size`);
+  if (errno === 27) return new CowbirdError('EFBIG', `The ${subject} is larger than its file system allows`);
+  return error;
+}
+
+/** Opens a COW file by its path and makes sure that it is the very file that was recorded. */
+export function openStore(file: StoreFile, flags: number): number {
+  const fd = openSync(file.path, flags);
+  const stats = lstatSync(file.path);
+  if (stats.ino === file.ino && stats.isFile()) return fd;
+  closeSync(fd);
+  throw new CowbirdError('EUCLEAN', `${file.path} is another file than the one that was set up (inode ${stats.ino}, expected ${file.ino})`, { outcome: 'failed' });
+}
+
+function withStore<T>(file: StoreFile, flags: number, action: (fd: number) => T): T {
+  const fd = openStore(file, flags);
+  try {
+    return action(fd);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** The file's immutable attribute is lifted for the action, and set again where it was asked to stay. */
+function whileMutable<T>(file: StoreFile, action: (fd: number) => T): T {
+  withStore(file, constants.O_RDONLY, (fd) => setImmutable(fd, false));
+  return withStore(file, constants.O_RDWR, action);
+}
+
+export function extentsOf(params: Params<'extents'>): { extents: FileExtent[] } {
+  return withStore(params.file, constants.O_RDONLY, (fd) => {
+    fsyncSync(fd);
+    return { extents: fileExtents(fd, params.sizeBytes) };
+  });
+}
+
+/** Random blocks through the file system; the engine reads them back through the origin. */
+export function writeNonces(params: Params<'writeNonces'>): { nonces: string[] } {
+  return whileMutable(params.file, (fd) => {
+    const nonces = params.offsets.map((offset) => {
+      const bytes = randomBytes(BLOCK_BYTES);
+      writeWhole(fd, bytes, offset);
+      return createHash('sha256').update(bytes).digest('hex');
+    });
+    fsyncSync(fd);
+    return { nonces };
+  });
+}
+
+/** The header and index region must read as zeros again. */
+export function eraseNonces(params: Params<'eraseNonces'>): null {
+  return withStore(params.file, constants.O_RDWR, (fd) => {
+    for (const offset of params.offsets) {
+      if (offset < params.indexBytes) writeZeros(fd, offset, offset + BLOCK_BYTES);
+    }
+    fsyncSync(fd);
+    libc.dropCache(fd);
+    return null;
+  });
+}
+
+export function makeImmutable(params: Params<'setImmutable'>): { supported: boolean } {
+  return withStore(params.file, constants.O_RDONLY, (fd) => ({ supported: setImmutable(fd, params.immutable) }));
+}
+
+export function unlinkStore(params: Params<'unlinkStore'>): null {
+  whileMutable(params.file, () => null);
+  unlinkSync(params.file.path);
+  syncDirectory(params.file.path);
+  return null;
+}
+
+export function truncateStore(params: Params<'truncateStore'>): null {
+  return whileMutable(params.file, (fd) => {
+    libc.ftruncate(fd, params.lengthBytes);
+    fsyncSync(fd);
+    libc.dropCache(fd);
+    setImmutable(fd, true);
+    return null;
+  });
+}
+
+export function growStore(params: Params<'growStore'>): null {
+  const { file, fromBytes, toBytes, reservedBytes } = params;
+  const { bavail, bsize } = statfsSync(file.path);
+  if (toBytes - fromBytes + reservedBytes > bavail * bsize) {
+    throw new CowbirdError('ENOSPC', `The COW file cannot grow by ${toBytes - fromBytes} bytes: ${bavail * bsize} are free and ${reservedBytes} are reserved`);
+  }
+  return whileMutable(file, (fd) => {
+    try {
+      try {
+        libc.fallocate(fd, 0, fromBytes, toBytes - fromBytes);
+      } catch (error) {
+        if (errnoOfError(error) !== EOPNOTSUPP) throw error;
+        writeZeros(fd, fromBytes, toBytes);
+      }
+      fsyncSync(fd);
+      return null;
+    } catch (error) {
+      libc.ftruncate(fd, fromBytes);
+      throw asRefusal(error, `COW file ${file.path} of ${toBytes} bytes`);
+    } finally {
+      setImmutable(fd, true);
+    }
+  });
+}
+
+/**
+ * The file of a closed sequence gets its final header and index through the file system, so that every reader through the
+ * file system sees them: its engine-written blocks below were never in the page cache. Then it is mutable again.
+ */
+export function closeStore(params: Params<'closeStore'>): null {
+  const { file, blockCount, dataOffsetBytes } = params;
+  const memory = new VolumeMemory(
+    { map: (offset, lengthBytes) => libc.mapShared(params.memoryFd, offset, lengthBytes) },
+    blockCount,
+  );
+  const map = params.mapOffset === memory.sizes.mapOffsets[0] ? memory.maps[0] : memory.maps[1];
+  const header = Buffer.from(params.header, 'base64');
+  decodeHeader(header);
+  return whileMutable(file, (fd) => {
+    libc.ftruncate(fd, dataOffsetBytes);
+    libc.dropCache(fd);
+    const page = Buffer.alloc(BLOCK_BYTES);
+    const entriesPerPage = BLOCK_BYTES / 8;
+    for (let first = 0; first < blockCount; first += entriesPerPage) {
+      if (!hasBits(map, first, entriesPerPage)) continue;
+      encodeEntriesFromBitmap(map, first, Math.min(entriesPerPage, blockCount - first), page.fill(0));
+      writeWhole(fd, page, BLOCK_BYTES + first * 8);
+    }
+    fsyncSync(fd);
+    writeWhole(fd, header, 0);
+    fsyncSync(fd);
+    libc.dropCache(fd);
+    const back = Buffer.alloc(BLOCK_BYTES);
+    readWhole(fd, back, 0);
+    if (!back.equals(header)) {
+      throw new CowbirdError('EIO', `The header of ${file.path} does not read back as it was written`, { outcome: 'failed' });
+    }
+    syncDirectory(file.path);
+    return null;
+  });
+}
+
+function hasBits(map: Int32Array, first: number, count: number): boolean {
+  const end = Math.min(map.length, (first + count) / 32);
+  for (let word = first / 32; word < end; word++) if (map[word] !== 0) return true;
+  return false;
+}
+
+export function dropStoreCache(params: Params<'dropCache'>): null {
+  return withStore(params.file, constants.O_RDONLY, (fd) => {
+    fsyncSync(fd);
+    libc.dropCache(fd);
+    return null;
+  });
+}
+
+/** The path of a file as its file system's root sees it. */
+export function pathInside(path: string, mountPoint: string): string {
+  return join('/', relative(mountPoint, join(dirname(path), basename(path))));
+}

@@ -1,0 +1,172 @@
+/**
+ * A helper: a short-lived process that makes the calls which a file system on one of our own volumes must answer.
+ *
+ * Such a call may wait for the engine, and a thread of the engine that waits for the engine can never be killed; so neither
+ * engine nor keeper makes them. A helper may hang. It runs one call at a time, and thaws what it froze when its parent goes
+ * away or `thaw` does not come in time, whatever else happens.
+ */
+import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, rmdirSync, statSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { bindLoop, releaseLoop, setMaxRequestKib } from '../sys/blkdev.js';
+import { CowbirdError, errnoOfError } from '../sys/errors.js';
+import { freeze, setImmutable, thaw } from '../sys/fsfile.js';
+import * as libc from '../sys/libc.js';
+import type { HelperCall, HelperCalls } from './helper-calls.js';
+import {
+  closeStore,
+  createStore,
+  dropStoreCache,
+  eraseNonces,
+  extentsOf,
+  growStore,
+  makeImmutable,
+  truncateStore,
+  unlinkStore,
+  writeNonces,
+} from './helper-store.js';
+import { parentChannel, Rpc } from './rpc.js';
+
+const MAX_REQUEST_KIB = 1024;
+const MS_NOSUID_NODEV = 6;
+const MS_NOATIME = 1024;
+const MS_REC_PRIVATE = 0x44000;
+const EBUSY = 16;
+/** A freeze is ended after this time even if nobody asks for it. */
+const FREEZE_MS_MAX = 10_000;
+
+type Implementation = { [N in HelperCall]: (params: HelperCalls[N]['params']) => HelperCalls[N]['result'] };
+
+const prepared: number[] = [];
+const frozen: number[] = [];
+let thawTimer: NodeJS.Timeout | undefined;
+
+const calls: Implementation = {
+  mountFuse({ target, fuseFd }) {
+    mkdirSync(dirname(target), { recursive: true, mode: 0o700 });
+    if (!existsSync(target)) writeFileSync(target, '', { mode: 0o600 });
+    const options = `fd=${fuseFd},rootmode=100000,user_id=0,group_id=0,max_read=1048576`;
+    libc.mount('cowbird', target, 'fuse.cowbird', MS_NOSUID_NODEV, options);
+    return null;
+  },
+  umount({ target }) {
+    libc.umount(target);
+    return null;
+  },
+  bindLoop({ target, readOnly, partitionScan, logicalSectorBytes }) {
+    const fd = libc.open(target, readOnly ? libc.O_RDONLY : libc.O_RDWR);
+    try {
+      const node = bindLoop(fd, target, { readOnly, partitionScan, logicalSectorBytes });
+      setMaxRequestKib(node, MAX_REQUEST_KIB);
+      return { node };
+    } finally {
+      libc.close(fd);
+    }
+  },
+  releaseLoop({ node }) {
+    releaseLoop(node);
+    return null;
+  },
+  probeExclusive({ node }) {
+    libc.close(libc.open(node, libc.O_RDONLY + libc.O_EXCL));
+    return null;
+  },
+  createStore,
+  extents: extentsOf,
+  writeNonces,
+  eraseNonces,
+  setImmutable: makeImmutable,
+  clearImmutableUnmounted({ node, fsType, pathInside }) {
+    // A namespace of our own: nobody sees this mount, and it ends with this process.
+    libc.unshareMounts();
+    libc.mount('none', '/', '', MS_REC_PRIVATE, '');
+    const at = mkdtempSync(join(tmpdir(), 'cowbird-'));
+    libc.mount(node, at, fsType, MS_NOATIME, fsType === 'xfs' ? 'nouuid' : '');
+    try {
+      const fd = openSync(join(at, pathInside), 'r');
+      try {
+        setImmutable(fd, false);
+      } finally {
+        closeSync(fd);
+      }
+    } finally {
+      libc.umount(at);
+      rmdirSync(at);
+    }
+    return null;
+  },
+  unlinkStore,
+  truncateStore,
+  growStore,
+  closeStore,
+  dropCache: dropStoreCache,
+  prepareFreeze({ mountPoints }) {
+    for (const mountPoint of mountPoints) {
+      const fd = libc.open(mountPoint, libc.O_RDONLY + (statSync(mountPoint).isDirectory() ? libc.O_DIRECTORY : 0));
+      prepared.push(fd);
+      libc.syncfs(fd);
+    }
+    return null;
+  },
+  freeze() {
+    let frozenByOthers = false;
+    thawTimer = setTimeout(thawAll, FREEZE_MS_MAX);
+    try {
+      for (const fd of prepared) {
+        try {
+          freeze(fd);
+          frozen.push(fd);
+        } catch (error) {
+          // Somebody else's freeze: the file system is as still as we need it, and not ours to thaw.
+          if (errnoOfError(error) !== EBUSY) throw error;
+          frozenByOthers = true;
+        }
+      }
+    } catch (error) {
+      thawAll();
+      throw error;
+    }
+    return { frozenByOthers };
+  },
+  thaw() {
+    const wasFrozen = frozen.length;
+    const failures = thawAll();
+    if (failures > 0) {
+      throw new CowbirdError('EINVAL', `${failures} of ${wasFrozen} file systems had been thawed by somebody else`, { outcome: 'failed' });
+    }
+    return null;
+  },
+};
+
+/** Thaws everything that this helper froze, in reverse; returns how many were not frozen any more. */
+function thawAll(): number {
+  clearTimeout(thawTimer);
+  let failures = 0;
+  for (let fd = frozen.pop(); fd !== undefined; fd = frozen.pop()) {
+    try {
+      thaw(fd);
+    } catch {
+      failures++;
+    }
+  }
+  return failures;
+}
+
+function isHelperCall(name: string): name is HelperCall {
+  return Object.hasOwn(calls, name);
+}
+
+/** The parent is our own engine: names are checked here, parameters by the types at both ends. */
+function run<N extends HelperCall>(name: N, params: HelperCalls[N]['params']): HelperCalls[N]['result'] {
+  return calls[name](params);
+}
+
+const channel = parentChannel();
+new Rpc(channel, async (name, params) => {
+  if (!isHelperCall(name)) throw new CowbirdError('ENOSYS', `A helper has no call ${name}`);
+  return run(name, params as HelperCalls[typeof name]['params']);
+});
+channel.onEnd(() => {
+  thawAll();
+  process.exit(0);
+});

@@ -1,0 +1,161 @@
+/** Finding volumes and their mounts; saying who holds what. */
+import { readdirSync, readFileSync, realpathSync, statSync } from 'node:fs';
+import { boundLoops, deviceNumber, deviceNumbersOn, sysfsName } from '../sys/blkdev.js';
+import { CowbirdError, errnoOfError } from '../sys/errors.js';
+import { allMounts, type MountEntry, pathOfMount } from '../sys/mounts.js';
+import type { EngineContext } from './context.js';
+import { refuseOpen } from './devices.js';
+import type { Volume } from './volume.js';
+
+/** The mounts that lie on a node, its partitions, or what is stacked on them, in any namespace. */
+export function mountsOn(node: string, mounts: readonly MountEntry[] = allMounts()): MountEntry[] {
+  const devices = deviceNumbersOn(node);
+  const numbers = new Set(devices.map((device) => device.number));
+  const sources = new Set(devices.map((device) => `/dev/${device.name}`));
+  return mounts.filter((entry) => numbers.has(entry.device) || sources.has(entry.source));
+}
+
+/** Whether a volume is in use for writing: some file system on it is mounted read-write somewhere. */
+export function isMountedWritable(entries: readonly MountEntry[]): boolean {
+  return entries.some((entry) => !entry.readOnlySuper);
+}
+
+/** One mount point of each file system that is mounted read-write: what has to be frozen. */
+export function freezePoints(entries: readonly MountEntry[]): string[] {
+  const points = new Map<string, string>();
+  for (const entry of entries) {
+    if (!entry.readOnlySuper && !points.has(entry.device)) points.set(entry.device, pathOfMount(entry));
+  }
+  return [...points.values()];
+}
+
+/** EBUSY, naming the holder, when a node is mounted or open. Waits up to 2 s for short visitors. */
+export async function refuseInUse(node: string): Promise<void> {
+  const [mount] = mountsOn(node);
+  if (mount !== undefined) {
+    const where = mount.pid === 0 ? '' : ` in the mount namespace of pid ${mount.pid}`;
+    throw new CowbirdError('EBUSY', `${node} is mounted on ${mount.mountPoint}${where}: unmount it first`);
+  }
+  await refuseOpen(node);
+}
+
+/** A volume by name, node, link, origin or the node of the origin. */
+export function findVolume(context: EngineContext, reference: string): Volume | undefined {
+  for (const volume of context.volumes.values()) {
+    const { name, device, origin } = volume.record;
+    if ([name, device.node, origin, ...device.links].includes(reference)) return volume;
+  }
+  if (!reference.startsWith('/')) return undefined;
+  const real = realPath(reference);
+  if (real === undefined) return undefined;
+  for (const volume of context.volumes.values()) {
+    if (real === volume.record.device.node || real === volume.record.origin) return volume;
+  }
+  return undefined;
+}
+
+function realPath(path: string): string | undefined {
+  try {
+    return realpathSync(path);
+  } catch (error) {
+    if ([2, 20].includes(errnoOfError(error))) return undefined;
+    throw error;
+  }
+}
+
+/** The volume that a snapshot command names, or the errno that its users know. */
+export function volumeForSnapshot(context: EngineContext, device: string): Volume {
+  if (device === '') throw new CowbirdError('EINVAL', 'The device is an empty string: name the volume');
+  const volume = findVolume(context, device);
+  if (volume !== undefined) return volume;
+  const real = realPath(device);
+  if (real === undefined) throw new CowbirdError('ENOENT', `${device} does not exist`);
+  if (!statSync(real).isBlockDevice()) throw new CowbirdError('ENOTBLK', `${device} is not a block device, nor an attached image`);
+  throw new CowbirdError('EINVAL', `${device} is not attached to Cowbird: attach it first with \`cowbird attach ${device}\``);
+}
+
+export function findByMinor(context: EngineContext, minor: number): Volume | undefined {
+  for (const volume of context.volumes.values()) if (volume.record.snapshot?.minor === minor) return volume;
+  return undefined;
+}
+
+/** EBUSY when some loop device or attached volume stands on the origin already. */
+export function refuseSecondUse(context: EngineContext, origin: string): void {
+  const stats = statSync(origin);
+  for (const volume of context.volumes.values()) {
+    const other = statSync(volume.record.origin);
+    const same = stats.isBlockDevice() ? other.isBlockDevice() && other.rdev === stats.rdev : sameFile(other, stats);
+    if (same) throw new CowbirdError('EBUSY', `${origin} is attached already, as ${volume.record.name} on ${volume.record.device.node}`);
+  }
+  for (const { node, backingFile } of boundLoops()) {
+    if (isServedByUs(context, node)) {
+      if (stats.isBlockDevice() && statSync(node).rdev === stats.rdev) {
+        throw new CowbirdError('EBUSY', `${origin} is a device that Cowbird serves itself`);
+      }
+      continue;
+    }
+    if (backingFile.startsWith(`${context.paths.fuseDir}/`)) continue;
+    const real = realPath(backingFile);
+    if (stats.isFile() && real !== undefined && sameFile(statSync(real), stats)) {
+      throw new CowbirdError('EBUSY', `${origin} is behind the loop device ${node}: detach that first with \`losetup -d ${node}\``);
+    }
+  }
+}
+
+function isServedByUs(context: EngineContext, node: string): boolean {
+  return [...context.volumes.values()].some(
+    ({ record }) => record.device.node === node || record.snapshot?.device?.node === node,
+  );
+}
+
+function sameFile(a: { dev: number; ino: number }, b: { dev: number; ino: number }): boolean {
+  return a.dev === b.dev && a.ino === b.ino;
+}
+
+/**
+ * EBUSY when something that this program needs in order to run lies on the origin: the engine, started again, would have to
+ * read itself from the volume that it is to serve.
+ */
+export function refuseOwnFiles(origin: string, needed: readonly string[]): void {
+  const stats = statSync(origin);
+  for (const path of needed) {
+    const real = realPath(path);
+    if (real === undefined) continue;
+    const layers = devicesBelow(statSync(real).dev);
+    const hit = stats.isBlockDevice() ? layers.numbers.has(deviceNumber(stats.rdev)) : layers.files.some((file) => sameFile(file, stats));
+    if (hit) throw new CowbirdError('EBUSY', `${origin} holds ${path}, which Cowbird itself needs: move that to another disk first`);
+  }
+}
+
+/** The block devices and image files that a file system's device stands on, all the way down. */
+function devicesBelow(dev: number): { numbers: Set<string>; files: Array<{ dev: number; ino: number }> } {
+  const found = { numbers: new Set<string>(), files: new Array<{ dev: number; ino: number }>() };
+  const loops = boundLoops();
+  const visit = (name: string): void => {
+    const base = `/sys/class/block/${name}`;
+    found.numbers.add(readFileSync(`${base}/dev`, 'utf8').trim());
+    const backing = loops.find((loop) => loop.node === `/dev/${name}`)?.backingFile;
+    const real = backing === undefined ? undefined : realPath(backing);
+    if (real !== undefined) {
+      const stats = statSync(real);
+      found.files.push(stats);
+      const below = sysfsName(stats.dev);
+      if (below !== undefined) visit(below);
+    }
+    for (const slave of listOptional(`${base}/slaves`)) visit(slave);
+    const parent = realpathSync(base).split('/').at(-2);
+    if (parent !== undefined && listOptional('/sys/class/block').includes(parent)) visit(parent);
+  };
+  const name = sysfsName(dev);
+  if (name !== undefined) visit(name);
+  return found;
+}
+
+function listOptional(path: string): string[] {
+  try {
+    return readdirSync(path);
+  } catch (error) {
+    if (errnoOfError(error) === 2) return [];
+    throw error;
+  }
+}

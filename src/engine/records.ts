@@ -1,0 +1,97 @@
+/**
+ * What the keeper remembers for the engine: plain data from which a new engine goes on where a dead one was. The hot state
+ * (maps, index, store position, mode) lies in the volume's memory file; this is what changes with operations only.
+ */
+import type { StoreConfig } from '../tracer/store-map.js';
+import type { StoreFile } from './helper-calls.js';
+
+/** Descriptors are numbers in the keeper. */
+export interface OpenedOrigin {
+  originFd: number;
+  memoryFd: number;
+  sizeBytes: number;
+  logicalSectorBytes: number;
+  isFile: boolean;
+  readOnly: boolean;
+}
+
+export interface DeviceRecord {
+  /** Session id, and base name of the FUSE file. */
+  id: string;
+  fuseFd: number;
+  target: string;
+  /** Empty until the loop device is bound. */
+  node: string;
+  links: string[];
+}
+
+export interface AutoExpand {
+  stepBytes: number;
+  reservedBytes: number;
+}
+
+export interface SnapshotRecord {
+  minor: number;
+  uuid: string;
+  sequenceId: number;
+  mode: 'incremental' | 'snapshot';
+  /** As the status shows it: from the file system's root, or the full path of a store elsewhere. */
+  cowFile: string;
+  file: StoreFile;
+  store: StoreConfig;
+  /** Descriptor in the keeper of a store of its own. */
+  storeFd: number | null;
+  storeBytes: number;
+  /** Start on the volume of the partition that holds the store's file system; 0 for a whole-disk file system. */
+  startBytes: number;
+  fsType: string;
+  /** As given at setup, for the status; 0 once dormant or incremental. */
+  fallocateBytes: number;
+  cacheBytes: number;
+  autoExpand: AutoExpand | null;
+  alias: 'datto' | 'elastio-snap' | null;
+  ignoreErrors: boolean;
+  /** After a reload until its file has been seen through a mounted file system. */
+  unverified: boolean;
+  /** Why it failed, in words. */
+  failure: string;
+  device: DeviceRecord | null;
+}
+
+export interface VolumeRecord {
+  id: string;
+  name: string;
+  origin: string;
+  opened: OpenedOrigin;
+  workers: number;
+  device: DeviceRecord;
+  snapshot: SnapshotRecord | null;
+}
+
+/** What of a series outlives the daemon: written to the state directory whenever its COW file is made clean. */
+export interface SavedSeries {
+  format: 1;
+  origin: string;
+  sizeBytes: number;
+  uuid: string;
+  sequenceId: number;
+  mode: 'incremental' | 'snapshot';
+  cowFile: string;
+  file: StoreFile;
+  store: StoreConfig;
+  storeBytes: number;
+  startBytes: number;
+  fsType: string;
+  nextSlot: number;
+  cacheBytes: number;
+  /** Hex SHA-256 of the origin's superblock as it was when the file became clean. */
+  fingerprint: string;
+}
+
+/** A volume as it is attached again at the next start. */
+export interface SavedVolume {
+  name: string;
+  origin: string;
+  workers: number;
+  readOnly: boolean;
+}

@@ -1,0 +1,139 @@
+/**
+ * Calls between two processes over Node's IPC channel: `{call, id, params}` answered by `{id, result}` or `{id, error}`.
+ * Errors cross with their code, errno and outcome. When the channel ends, every open call fails with EPIPE.
+ */
+import { CowbirdError, errnoOfError, codeOf, messageOf } from '../sys/errors.js';
+
+/** The part of a child process, or of our own process, that carries messages. */
+export interface Channel {
+  send(message: unknown): void;
+  onMessage(listener: (message: unknown) => void): void;
+  onEnd(listener: () => void): void;
+}
+
+interface WireError {
+  code: string;
+  message: string;
+  outcome: 'refused' | 'failed' | 'partial';
+}
+
+type WireMessage =
+  | { id: number; call: string; params: unknown }
+  | { id: number; result: unknown }
+  | { id: number; error: WireError };
+
+export type Handler = (call: string, params: unknown) => Promise<unknown>;
+
+export class Rpc {
+  readonly #channel: Channel;
+  readonly #open = new Map<number, { resolve: (value: unknown) => void; reject: (error: Error) => void }>();
+  #nextId = 1;
+  #ended = false;
+
+  constructor(channel: Channel, handler: Handler) {
+    this.#channel = channel;
+    channel.onMessage((message) => this.#take(message, handler));
+    channel.onEnd(() => this.#end());
+  }
+
+  /** Calls the other side; rejects with ETIMEDOUT when no answer came in time. */
+  call(name: string, params: unknown, timeoutMs?: number): Promise<unknown> {
+    if (this.#ended) return Promise.reject(channelEnded(name));
+    const id = this.#nextId++;
+    return new Promise((resolve, reject) => {
+      const timer =
+        timeoutMs === undefined
+          ? undefined
+          : setTimeout(() => {
+              this.#open.delete(id);
+              reject(new CowbirdError('ETIMEDOUT', `${name} did not end within ${timeoutMs} ms`, { outcome: 'failed' }));
+            }, timeoutMs);
+      this.#open.set(id, {
+        resolve: (value) => {
+          clearTimeout(timer);
+          resolve(value);
+        },
+        reject: (error) => {
+          clearTimeout(timer);
+          reject(error);
+        },
+      });
+      this.#channel.send({ id, call: name, params } satisfies WireMessage);
+    });
+  }
+
+  #take(message: unknown, handler: Handler): void {
+    if (!isWireMessage(message)) return;
+    if ('call' in message) {
+      handler(message.call, message.params).then(
+        (result) => this.#answer({ id: message.id, result: result ?? null }),
+        (error: unknown) => this.#answer({ id: message.id, error: toWire(error) }),
+      );
+      return;
+    }
+    const waiting = this.#open.get(message.id);
+    this.#open.delete(message.id);
+    if (waiting === undefined) return;
+    if ('error' in message) {
+      const { code, message: text, outcome } = message.error;
+      waiting.reject(new CowbirdError(code, text, { outcome }));
+    } else {
+      waiting.resolve(message.result);
+    }
+  }
+
+  #answer(message: WireMessage): void {
+    if (!this.#ended) this.#channel.send(message);
+  }
+
+  #end(): void {
+    this.#ended = true;
+    for (const waiting of this.#open.values()) waiting.reject(channelEnded('the call'));
+    this.#open.clear();
+  }
+}
+
+function channelEnded(name: string): CowbirdError {
+  return new CowbirdError('EPIPE', `The other process ended before it answered ${name}`, { outcome: 'failed' });
+}
+
+function toWire(error: unknown): WireError {
+  if (error instanceof CowbirdError) return { code: error.code, message: error.message, outcome: error.outcome };
+  return { code: codeOf(errnoOfError(error)), message: messageOf(error), outcome: 'failed' };
+}
+
+function isWireMessage(message: unknown): message is WireMessage {
+  return typeof message === 'object' && message !== null && 'id' in message && typeof message.id === 'number';
+}
+
+/** The channel to the process that started this one. */
+export function parentChannel(): Channel {
+  if (process.send === undefined) throw new Error('This program is started by the Cowbird daemon');
+  return {
+    send: (message) => {
+      if (process.connected) process.send?.(message);
+    },
+    onMessage: (listener) => {
+      process.on('message', listener);
+    },
+    onEnd: (listener) => {
+      process.on('disconnect', listener);
+    },
+  };
+}
+
+/** The channel to a child process. */
+export function childChannel(child: import('node:child_process').ChildProcess): Channel {
+  return {
+    send: (message) => {
+      if (child.connected && typeof message === 'object' && message !== null) child.send(message);
+    },
+    onMessage: (listener) => {
+      child.on('message', listener);
+    },
+    onEnd: (listener) => {
+      child.on('disconnect', listener);
+      child.on('exit', listener);
+    },
+  };
+}

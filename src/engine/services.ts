@@ -1,0 +1,39 @@
+/** What the keeper does for the engine: everything that must outlive it, and everything that it may not do itself. */
+import type { HelperCall, HelperCalls } from './helper-calls.js';
+import type { OpenedOrigin, VolumeRecord } from './records.js';
+import type { EventInput } from './types.js';
+
+export interface KeeperCalls {
+  /** Opens and claims an origin, and makes the memory file of its volume. */
+  openOrigin: { params: { path: string; readOnly: boolean; raw: boolean }; result: OpenedOrigin };
+  openFuse: { params: Record<string, never>; result: { fuseFd: number } };
+  openStore: { params: { path: string }; result: { storeFd: number; sizeBytes: number } };
+  closeFds: { params: { fds: number[] }; result: null };
+  putVolume: { params: { volume: VolumeRecord }; result: null };
+  dropVolume: { params: { id: string }; result: null };
+  /** Starts a helper that inherits the named descriptors of the keeper as 4, 5, … */
+  startHelper: { params: { fds: number[] }; result: { helper: number } };
+  callHelper: { params: { helper: number; call: string; params: unknown; timeoutMs: number }; result: unknown };
+  endHelper: { params: { helper: number }; result: null };
+  event: { params: EventInput; result: null };
+}
+
+export type KeeperCall = keyof KeeperCalls;
+
+/** First descriptor number that a helper inherits: 0 to 2 are the standard ones, 3 is the IPC channel. */
+export const HELPER_FD_FIRST = 4;
+
+/** A helper in use: one process, one call at a time, ended by `end`. */
+export interface HelperSession {
+  call<N extends HelperCall>(name: N, params: HelperCalls[N]['params'], timeoutMs?: number): Promise<HelperCalls[N]['result']>;
+  end(): Promise<void>;
+}
+
+export interface Keeper {
+  readonly pid: number;
+  call<N extends KeeperCall>(name: N, params: KeeperCalls[N]['params']): Promise<KeeperCalls[N]['result']>;
+  helper(fds?: number[]): Promise<HelperSession>;
+}
+
+/** @default for calls of a helper */
+export const HELPER_TIMEOUT_MS = 30_000;

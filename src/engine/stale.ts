@@ -1,0 +1,67 @@
+/**
+ * What a daemon that was killed left behind: FUSE files without a server and loop devices on them. Only names under the run
+ * directory's own FUSE folder are touched, so other instances are safe. A loop device whose file system is still mounted
+ * stays; the message says what to do.
+ */
+import { lstatSync, readdirSync, readlinkSync, unlinkSync } from 'node:fs';
+import { join } from 'node:path';
+import { boundLoops, isBoundLoop, releaseLoop } from '../sys/blkdev.js';
+import { messageOf } from '../sys/errors.js';
+import { MNT_DETACH, umount } from '../sys/libc.js';
+import { ownMounts } from '../sys/mounts.js';
+
+/** Clears away what it can; returns what it did, in words. */
+export function cleanUpStale(fuseDir: string): string[] {
+  const messages: string[] = [];
+  const attempt = (what: string, action: () => void): void => {
+    try {
+      action();
+      messages.push(`Cleared ${what}, left by a daemon that was killed`);
+    } catch (error) {
+      messages.push(`Could not clear ${what}: ${messageOf(error)}`);
+    }
+  };
+  for (const { node, backingFile } of boundLoops()) {
+    if (!backingFile.startsWith(`${fuseDir}/`)) continue;
+    const mounted = ownMounts().filter((entry) => entry.source === node);
+    if (mounted.length > 0) {
+      messages.push(`${node} of a dead daemon is mounted on ${mounted.map((entry) => entry.mountPoint).join(', ')}: umount it, it only gives errors`);
+      continue;
+    }
+    attempt(`loop device ${node}`, () => releaseLoop(node));
+  }
+  for (const { mountPoint } of ownMounts().filter((entry) => entry.mountPoint.startsWith(`${fuseDir}/`))) {
+    attempt(`FUSE file ${mountPoint}`, () => umount(mountPoint, MNT_DETACH));
+  }
+  removeDeadLinks(messages);
+  return messages;
+}
+
+/** Links of ours under /dev whose loop device is bound to nothing any more. */
+function removeDeadLinks(messages: string[]): void {
+  const candidates = [
+    ...listOptional('/dev').filter((name) => /^(cowbird|datto|elastio-snap)\d+$/.test(name)).map((name) => `/dev/${name}`),
+    ...listOptional('/dev/cowbird').map((name) => join('/dev/cowbird', name)),
+  ];
+  for (const link of candidates) {
+    if (!isDeadLink(link)) continue;
+    unlinkSync(link);
+    messages.push(`Removed the dead link ${link}`);
+  }
+}
+
+/** A symbolic link to a loop device that has no backing file: nothing that anybody could use. */
+export function isDeadLink(link: string): boolean {
+  if (!lstatSync(link).isSymbolicLink()) return false;
+  const target = readlinkSync(link);
+  return /^\/dev\/loop\d+$/.test(target) && !isBoundLoop(target);
+}
+
+function listOptional(path: string): string[] {
+  try {
+    return readdirSync(path);
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return [];
+    throw error;
+  }
+}

@@ -1,0 +1,95 @@
+/** What the operations answer: shared by engine, control API, library and command line. */
+
+/** One attached volume, as `cowbird list --json` prints it. */
+export interface VolumeInfo {
+  name: string;
+  /** The device node, `/dev/loop3`. */
+  device: string;
+  /** The stable link, `/dev/cowbird/NAME`. */
+  link: string;
+  origin: string;
+  sizeBytes: number;
+  readOnly: boolean;
+  logicalSectorBytes: number;
+  workers: number;
+  mounted: string[];
+  /** Minor of the snapshot or incremental tracking on this volume, or null. */
+  minor: number | null;
+  mode: 'passthrough' | 'incremental' | 'snapshot';
+}
+
+/** One tracked volume: dattobd's `/proc/datto-info` entry, its fields in its order, `cow_used` added. */
+export interface SnapshotStatus {
+  minor: number;
+  cow_file: string;
+  block_device: string;
+  max_cache: number;
+  fallocate?: number;
+  cow_size_current?: number;
+  cow_used?: number;
+  seq_id?: number;
+  uuid?: string;
+  version?: number;
+  nr_changed_blocks?: number;
+  auto_expand?: { step_size_mib: number; reserved_space_mib: number };
+  ignore_snap_errors?: boolean;
+  error?: number;
+  /** Why the snapshot failed, in words; only beside `error`. */
+  error_reason?: string;
+  state: number;
+}
+
+export interface StatusDocument {
+  version: string;
+  devices: SnapshotStatus[];
+}
+
+export interface ChangesReport {
+  minor: number;
+  uuid: string;
+  seq_id: number;
+  block_size: 4096;
+  nr_changed_blocks: number;
+  bytes: number;
+  /** Byte ranges, ascending, cut at the end of the volume. */
+  extents: Array<{ offset: number; length: number }>;
+}
+
+export interface DoctorCheck {
+  name: string;
+  status: 'ok' | 'warning' | 'missing';
+  detail: string;
+  /** What to do about it; absent when nothing is to be done. */
+  fix?: string;
+}
+
+export interface DoctorReport {
+  version: string;
+  checks: DoctorCheck[];
+}
+
+export interface DaemonStatus {
+  running: boolean;
+  version: string;
+  apiMajor: number;
+  keeperPid: number;
+  /** Null while the engine is being started again. */
+  enginePid: number | null;
+  uptimeSeconds: number;
+  engineRestarts: number;
+}
+
+/** What happened, as whoever reports it knows it. */
+export interface EventInput {
+  /** `volume.attached`, `snapshot.failed`, `store.fill`, `state.changed` … */
+  event: string;
+  level: 'info' | 'warning' | 'error';
+  message: string;
+  [field: string]: string | number | boolean | null;
+}
+
+/** One line of `cowbird events --json`. */
+export interface EventRecord extends EventInput {
+  /** RFC 3339. */
+  time: string;
+}

@@ -1,0 +1,142 @@
+/**
+ * Follows mounts and umounts of tracked volumes, and failures.
+ *
+ * This is bookkeeping only: marking and saving never depend on it. After an umount the COW file is made clean; at a mount
+ * the file's extents are taken again and compared with those in use; a reloaded series is verified at its first read-write
+ * mount. `info` looks itself at the moment of the call.
+ */
+import { codeOf, messageOf } from '../sys/errors.js';
+import { allMounts, type MountEntry } from '../sys/mounts.js';
+import { HeaderState, Word } from '../tracer/layout.js';
+import { makeClean } from './cleaning.js';
+import { type EngineContext, withHelper } from './context.js';
+import { mountsOn } from './lookup.js';
+import { toStoreExtents } from './store-setup.js';
+import { isActive, openSnapshotDevice, RAW, saveRecord, type Tracked } from './tracking.js';
+
+const ENOENT = 2;
+const EINVAL = 22;
+const EUCLEAN = 117;
+const FILL_MARKS = [95, 80] as const;
+
+/** One look at everything that is tracked. Under the engine's lock. */
+export class Watch {
+  readonly #context: EngineContext;
+  /** Volumes that were active at the last look. */
+  readonly #active = new Set<string>();
+  readonly #reportedFailures = new Map<string, number>();
+  readonly #reportedFill = new Map<string, number>();
+
+  constructor(context: EngineContext) {
+    this.#context = context;
+  }
+
+  async look(): Promise<void> {
+    const targets = this.#tracked();
+    if (targets.length === 0) return;
+    const mounts = allMounts();
+    for (const target of targets) await this.#lookAt(target, mounts);
+  }
+
+  #tracked(): Tracked[] {
+    const found: Tracked[] = [];
+    for (const volume of this.#context.volumes.values()) {
+      const { snapshot } = volume.record;
+      if (snapshot !== null) found.push({ volume, snapshot });
+    }
+    return found;
+  }
+
+  async #lookAt(target: Tracked, mounts: readonly MountEntry[]): Promise<void> {
+    const { volume, snapshot } = target;
+    const active = isActive(volume, snapshot, mounts);
+    const key = `${volume.record.id} ${snapshot.uuid} ${snapshot.sequenceId}`;
+    if (active && snapshot.unverified && volume.memory.get(Word.FAILED) === 0) await this.#verify(target, mounts);
+    else if (active && !this.#active.has(key) && snapshot.fsType !== RAW) await this.#compareExtents(target, mounts);
+    if (active) this.#active.add(key);
+    else {
+      this.#active.delete(key);
+      if (!snapshot.unverified && volume.memory.get(Word.HEADER_STATE) !== HeaderState.CLEAN) await makeClean(this.#context, target);
+    }
+    this.#report(target, key);
+  }
+
+  /** A reloaded series becomes active when its file is seen where it was expected. */
+  async #verify(target: Tracked, mounts: readonly MountEntry[]): Promise<void> {
+    const { volume, snapshot } = target;
+    if (snapshot.file.path === '') {
+      const missing = await this.#isMissing(target, mounts);
+      const errno = missing ? ENOENT : EINVAL;
+      snapshot.failure = missing
+        ? `${snapshot.cowFile} does not exist`
+        : `${snapshot.cowFile} is not known to this machine's state directory, so nothing proves that its list of changes is whole`;
+      volume.tracer.fail(errno);
+      await saveRecord(this.#context, volume);
+      return;
+    }
+    await this.#compareExtents(target, mounts);
+    if (volume.memory.get(Word.FAILED) !== 0) return;
+    snapshot.unverified = false;
+    await saveRecord(this.#context, volume);
+    if (snapshot.mode === 'snapshot') await openSnapshotDevice(this.#context, target);
+  }
+
+  async #isMissing({ volume, snapshot }: Tracked, mounts: readonly MountEntry[]): Promise<boolean> {
+    const mount = mountsOn(volume.record.device.node, mounts).find((entry) => entry.pid === 0 && entry.root === '/');
+    if (mount === undefined) return true;
+    const file = { path: `${mount.mountPoint}${snapshot.cowFile}`, dev: 0, ino: 0 };
+    const error = await withHelper(this.#context, [], (helper) => helper.call('extents', { file, sizeBytes: 0 })).then(
+      () => undefined,
+      (reason: unknown) => reason,
+    );
+    return error !== undefined && messageOf(error).includes('ENOENT');
+  }
+
+  /** The store is written by address: the file must lie where it lay. */
+  async #compareExtents({ volume, snapshot }: Tracked, mounts: readonly MountEntry[]): Promise<void> {
+    if (snapshot.store.kind !== 'origin' || volume.memory.get(Word.FAILED) !== 0) return;
+    const mount = mountsOn(volume.record.device.node, mounts).find((entry) => entry.pid === 0 && entry.root === '/');
+    // Mounted in another namespace only, or a part of it: nobody here can look. Writes into the store are still noticed.
+    if (mount === undefined) return;
+    const path = `${mount.mountPoint === '/' ? '' : mount.mountPoint}${snapshot.cowFile}`;
+    try {
+      const sizeBytes = snapshot.store.placeCount * 4096;
+      const file = { ...snapshot.file, path };
+      const { extents } = await withHelper(this.#context, [], (helper) => helper.call('extents', { file, sizeBytes }));
+      const now = toStoreExtents(extents, sizeBytes, snapshot.startBytes, volume.record.opened.sizeBytes);
+      if (JSON.stringify(now) !== JSON.stringify(snapshot.store.extents)) throw new Error(`${path} lies elsewhere than before`);
+      if (snapshot.file.path !== path) {
+        snapshot.file = file;
+        await saveRecord(this.#context, volume);
+      }
+    } catch (error) {
+      snapshot.failure = messageOf(error);
+      volume.tracer.fail(messageOf(error).includes('ENOENT') ? ENOENT : EUCLEAN);
+      await saveRecord(this.#context, volume);
+    }
+  }
+
+  #report({ volume, snapshot }: Tracked, key: string): void {
+    const failed = volume.memory.get(Word.FAILED);
+    if (failed !== 0 && this.#reportedFailures.get(key) !== failed) {
+      this.#reportedFailures.set(key, failed);
+      if (snapshot.failure === '') snapshot.failure = describeFailure(failed);
+      this.#context.emit({ event: 'snapshot.failed', level: 'error', message: `Minor ${snapshot.minor} failed: ${snapshot.failure}`, minor: snapshot.minor, errno: failed, code: codeOf(failed) });
+    }
+    const slots = volume.memory.get(Word.SLOT_COUNT) >>> 0;
+    if (snapshot.mode !== 'snapshot' || slots === 0) return;
+    const percent = Math.floor(((volume.memory.get(Word.NEXT_SLOT) >>> 0) * 100) / slots);
+    const mark = FILL_MARKS.find((candidate) => percent >= candidate) ?? 0;
+    if (mark > (this.#reportedFill.get(key) ?? 0)) {
+      this.#context.emit({ event: 'store.fill', level: 'warning', message: `The COW file of minor ${snapshot.minor} is ${percent} % full`, minor: snapshot.minor, percent });
+    }
+    this.#reportedFill.set(key, mark);
+  }
+}
+
+/** The reasons that the write path itself has for failing a snapshot. */
+function describeFailure(errno: number): string {
+  if (errno === 27) return 'the COW file is full; the volume goes on, and changes go on being marked';
+  if (errno === EUCLEAN) return 'something wrote into the COW file';
+  return `saving old contents failed with ${codeOf(errno)}; the volume goes on, and changes go on being marked`;
+}

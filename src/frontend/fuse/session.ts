@@ -1,0 +1,189 @@
+/**
+ * One FUSE session: serves the requests for one file, which a loop device turns into a block device.
+ *
+ * {@link serveOne} takes at most one request from the descriptor, executes it in this thread, and replies. Any number of
+ * threads may call it on one descriptor. Nothing but the worker's own locked buffer is handed to the descriptor, in either
+ * direction: a page that is not resident while the process is being killed would end the request with EIO.
+ */
+import { SystemError } from '../../sys/errors.js';
+import * as libc from '../../sys/libc.js';
+import {
+  DATA_OFFSET,
+  MAX_TRANSFER_BYTES,
+  Opcode,
+  REPLY_OFFSET,
+  REQUEST_BYTES_MAX,
+  REQUEST_OFFSET,
+  type RequestHeader,
+  WireBuffer,
+} from './wire.js';
+
+/** What stands behind the file. Methods throw an error with an `errno`; everything else is EIO. */
+export interface SessionTarget {
+  readonly sizeBytes: number;
+  readonly readOnly: boolean;
+  /** Reads into the buffer's data area. */
+  read(buffer: WireBuffer, lengthBytes: number, offset: number): void;
+  /** Writes from the buffer's data area. */
+  write(buffer: WireBuffer, lengthBytes: number, offset: number): void;
+  zero(offset: number, lengthBytes: number, unmap: boolean): void;
+  flush(): void;
+}
+
+export type Served = 'served' | 'empty' | 'ended';
+
+const EIO = 5;
+const EAGAIN = 11;
+const EINTR = 4;
+const ENODEV = 19;
+const ENOENT = 2;
+const EINVAL = 22;
+const EROFS = 30;
+const ENOSYS = 38;
+const EPROTO = 71;
+const EOPNOTSUPP = 95;
+const FALLOCATE_MODES = { PUNCH_KEEP: 3, ZERO_RANGE: 0x10, ZERO_KEEP: 0x11 } as const;
+
+/**
+ * Takes and serves one request. `empty`: nothing was waiting (the descriptor is non-blocking). `ended`: the file was
+ * unmounted. `onError` hears of every request that is answered with an I/O error, with its cause.
+ */
+export function serveOne(
+  fd: number,
+  target: SessionTarget,
+  buffer: WireBuffer,
+  onError: (operation: string, error: unknown) => void,
+): Served {
+  const received = libc.fast.read(fd, buffer.address + REQUEST_OFFSET, REQUEST_BYTES_MAX);
+  if (received < 0) {
+    const errno = libc.lastErrno();
+    if (errno === EAGAIN) return 'empty';
+    if (errno === ENODEV) return 'ended';
+    // ENOENT: the request was taken back before we read it.
+    if (errno === EINTR || errno === ENOENT) return 'served';
+    throw new SystemError('read of the FUSE descriptor', errno);
+  }
+  const header = buffer.decodeHeader(received);
+  if (header === undefined) throw new SystemError('FUSE request', EPROTO, `${received} bytes that are no request`);
+  const result = execute(header, target, buffer, onError);
+  if (result === undefined) return 'served';
+  const lengthBytes = buffer.encodeReply(header, result.errno, result.dataBytes);
+  if (libc.fast.write(fd, buffer.address + REPLY_OFFSET, lengthBytes) < 0) {
+    const errno = libc.lastErrno();
+    if (errno === ENODEV) return 'ended';
+    // ENOENT: the request was interrupted or aborted meanwhile; nobody waits for the reply.
+    if (errno !== ENOENT) throw new SystemError('write of the FUSE descriptor', errno);
+  }
+  return 'served';
+}
+
+interface Result {
+  errno: number;
+  dataBytes: number;
+}
+
+const DONE: Result = { errno: 0, dataBytes: 0 };
+
+function failed(errno: number): Result {
+  return { errno, dataBytes: 0 };
+}
+
+function data(dataBytes: number | undefined): Result {
+  return dataBytes === undefined ? failed(EPROTO) : { errno: 0, dataBytes };
+}
+
+/** Executes one request; undefined where the protocol has no reply. */
+function execute(
+  header: RequestHeader,
+  target: SessionTarget,
+  buffer: WireBuffer,
+  onError: (operation: string, error: unknown) => void,
+): Result | undefined {
+  switch (header.opcode) {
+    case Opcode.READ:
+      return read(header, target, buffer, onError);
+    case Opcode.WRITE:
+      return write(header, target, buffer, onError);
+    case Opcode.FSYNC:
+      return attempt('flush', onError, () => target.flush());
+    case Opcode.FALLOCATE:
+      return zero(header, target, buffer, onError);
+    case Opcode.GETATTR:
+      return data(buffer.encodeAttributes(target.sizeBytes, target.readOnly));
+    case Opcode.OPEN:
+      return data(buffer.encodeOpen());
+    case Opcode.STATFS:
+      return data(buffer.encodeStatfs(target.sizeBytes));
+    case Opcode.INIT:
+      return WireBuffer.holds(header, 16) ? data(buffer.encodeInit(buffer.decodeInit())) : failed(EPROTO);
+    case Opcode.FLUSH:
+    case Opcode.RELEASE:
+    case Opcode.DESTROY:
+      return DONE;
+    case Opcode.FORGET:
+    case Opcode.BATCH_FORGET:
+    case Opcode.INTERRUPT:
+      return undefined;
+    default:
+      return failed(ENOSYS);
+  }
+}
+
+function read(
+  header: RequestHeader,
+  target: SessionTarget,
+  buffer: WireBuffer,
+  onError: (operation: string, error: unknown) => void,
+): Result {
+  if (!WireBuffer.holds(header, 24)) return failed(EPROTO);
+  const { offset, lengthBytes } = buffer.decodeTransfer();
+  if (lengthBytes > MAX_TRANSFER_BYTES) return failed(EINVAL);
+  // A read that begins at or after the end is the end of the file.
+  const available = Math.min(lengthBytes, Math.max(0, target.sizeBytes - offset));
+  if (available === 0) return DONE;
+  const result = attempt(`read at ${offset}+${available}`, onError, () => target.read(buffer, available, offset));
+  return result.errno === 0 ? data(available) : result;
+}
+
+function write(
+  header: RequestHeader,
+  target: SessionTarget,
+  buffer: WireBuffer,
+  onError: (operation: string, error: unknown) => void,
+): Result {
+  const { offset, lengthBytes } = buffer.decodeTransfer();
+  if (!WireBuffer.holds(header, 40 + lengthBytes) || lengthBytes > MAX_TRANSFER_BYTES) return failed(EPROTO);
+  if (target.readOnly) return failed(EROFS);
+  if (lengthBytes === 0 || offset + lengthBytes > target.sizeBytes) return failed(EINVAL);
+  const result = attempt(`write at ${offset}+${lengthBytes}`, onError, () => target.write(buffer, lengthBytes, offset));
+  return result.errno === 0 ? data(buffer.encodeWritten(lengthBytes)) : result;
+}
+
+function zero(
+  header: RequestHeader,
+  target: SessionTarget,
+  buffer: WireBuffer,
+  onError: (operation: string, error: unknown) => void,
+): Result {
+  if (!WireBuffer.holds(header, 28)) return failed(EPROTO);
+  const { offset, lengthBytes, mode } = buffer.decodeFallocate();
+  if (target.readOnly) return failed(EROFS);
+  if (lengthBytes === 0 || offset + lengthBytes > target.sizeBytes) return failed(EINVAL);
+  // EOPNOTSUPP lets the kernel write the zeros itself; ENOSYS would stick to the connection for ever.
+  const unmap = mode === FALLOCATE_MODES.PUNCH_KEEP;
+  if (!unmap && mode !== FALLOCATE_MODES.ZERO_RANGE && mode !== FALLOCATE_MODES.ZERO_KEEP) return failed(EOPNOTSUPP);
+  return attempt(`zero at ${offset}+${lengthBytes}`, onError, () => target.zero(offset, lengthBytes, unmap));
+}
+
+function attempt(operation: string, onError: (operation: string, error: unknown) => void, action: () => void): Result {
+  try {
+    action();
+    return DONE;
+  } catch (error) {
+    const errno = error instanceof SystemError ? error.errno : EIO;
+    if (errno !== EOPNOTSUPP) onError(operation, error);
+    return failed(errno);
+  }
+}
+
+export { DATA_OFFSET };

@@ -1,0 +1,203 @@
+/**
+ * Cowbird as a library: the operations of the command line as typed async functions. The command line uses nothing else.
+ *
+ * Every function talks to the daemon of `COWBIRD_RUN_DIR` (`/run/cowbird`) and starts it when it is not running. They throw
+ * {@link CowbirdError}: `code` and `errno` as the field's tools use them, and `outcome`: `refused` (nothing changed),
+ * `failed` or `partial`.
+ */
+import { resolve } from 'node:path';
+import { type ClientOptions, call, daemonStatus, events } from './control/client.js';
+import { launchDaemon } from './control/launch.js';
+import { pathsFrom } from './control/paths.js';
+import type { ChangesReport, DaemonStatus, DoctorReport, StatusDocument, VolumeInfo } from './control/schema.js';
+import { CowbirdError } from './sys/errors.js';
+
+export { type UpdateImageOptions, type UpdateImageResult, updateImageFromSnapshot } from './backup/update-from-snapshot.js';
+export type { ClientOptions } from './control/client.js';
+export type {
+  ChangesReport,
+  DaemonStatus,
+  DoctorCheck,
+  DoctorReport,
+  EventRecord,
+  SnapshotStatus,
+  StatusDocument,
+  VolumeInfo,
+} from './control/schema.js';
+export { CowbirdError } from './sys/errors.js';
+export { VERSION } from './version.js';
+
+export interface AttachOptions {
+  /** Name of the volume and of its link `/dev/cowbird/NAME`. @default the base name of the origin */
+  name?: string;
+  /** How many worker threads may serve at once. @default the daemon's pool */
+  workers?: number;
+  readOnly?: boolean;
+  /** Attach a file whose contents look like another image format (qcow2) as raw bytes. */
+  raw?: boolean;
+}
+
+export type DeviceAlias = 'datto' | 'elastio-snap';
+
+export interface SetupOptions {
+  /** Memory for the index, in bytes, as dattobd counts it. @default 300 MiB */
+  cacheBytes?: number;
+  /** Size of the COW file in bytes. @default 10 % of the volume */
+  storeBytes?: number;
+  /** Refuse a store that is not on the volume itself (dbdctl's rule). */
+  onVolumeOnly?: boolean;
+  alias?: DeviceAlias;
+  ignoreErrors?: boolean;
+}
+
+export interface ReloadOptions {
+  cacheBytes?: number;
+  alias?: DeviceAlias;
+  ignoreErrors?: boolean;
+}
+
+function given<T extends object>(options: T): { [K in keyof T]: Exclude<T[K], undefined> } {
+  const entries = Object.entries(options).filter(([, value]) => value !== undefined);
+  return Object.fromEntries(entries) as { [K in keyof T]: Exclude<T[K], undefined> };
+}
+
+/** Attaches a disk, a partition or an image file; resolves when its device node serves I/O. */
+export async function attach(origin: string, options: AttachOptions = {}, client: ClientOptions = {}): Promise<VolumeInfo> {
+  return call('attach', { origin: resolve(origin), ...given(options) }, client);
+}
+
+/** Detaches a volume by name, node, link or origin; resolves when the node is free again. */
+export async function detach(volume: string, client: ClientOptions = {}): Promise<void> {
+  await call('detach', { volume }, client);
+}
+
+/** The attached volumes. */
+export async function listVolumes(client: ClientOptions = {}): Promise<VolumeInfo[]> {
+  return (await call('list', {}, client)).volumes;
+}
+
+/** The status document, of one minor or of all. */
+export async function info(minor?: number, client: ClientOptions = {}): Promise<StatusDocument> {
+  return call('info', minor === undefined ? {} : { minor }, client);
+}
+
+/** Takes the first snapshot of a volume; resolves to its device node's link. */
+export async function setupSnapshot(
+  device: string,
+  cowFile: string,
+  minor: number,
+  options: SetupOptions = {},
+  client: ClientOptions = {},
+): Promise<string> {
+  const params = { device: devicePath(device), cowFile: resolve(cowFile), minor, ...given(options) };
+  return (await call('setupSnapshot', params, client)).device;
+}
+
+/** Goes on with a snapshot after a clean stop; `cowFile` is relative to the file system's root. */
+export async function reloadSnapshot(
+  device: string,
+  cowFile: string,
+  minor: number,
+  options: ReloadOptions = {},
+  client: ClientOptions = {},
+): Promise<void> {
+  await call('reloadSnapshot', { device: devicePath(device), cowFile: fromRoot(cowFile), minor, ...given(options) }, client);
+}
+
+/** Goes on with incremental tracking after a clean stop. */
+export async function reloadIncremental(
+  device: string,
+  cowFile: string,
+  minor: number,
+  options: ReloadOptions = {},
+  client: ClientOptions = {},
+): Promise<void> {
+  await call('reloadIncremental', { device: devicePath(device), cowFile: fromRoot(cowFile), minor, ...given(options) }, client);
+}
+
+/** Ends a snapshot or incremental tracking. */
+export async function destroy(minor: number, client: ClientOptions = {}): Promise<void> {
+  await call('destroy', { minor }, client);
+}
+
+/** From snapshot to incremental mode: the snapshot's device goes, changes go on being marked. */
+export async function transitionToIncremental(minor: number, client: ClientOptions = {}): Promise<void> {
+  await call('transitionToIncremental', { minor }, client);
+}
+
+/** From incremental mode to the next snapshot of the series; the old COW file is left with the list of changes. */
+export async function transitionToSnapshot(
+  minor: number,
+  cowFile: string,
+  options: { storeBytes?: number; onVolumeOnly?: boolean } = {},
+  client: ClientOptions = {},
+): Promise<string> {
+  return (await call('transitionToSnapshot', { minor, cowFile: resolve(cowFile), ...given(options) }, client)).device;
+}
+
+/** Sets the index cache; without a size back to the default. */
+export async function reconfigure(minor: number, cacheBytes?: number, client: ClientOptions = {}): Promise<void> {
+  await call('reconfigure', cacheBytes === undefined ? { minor } : { minor, cacheBytes }, client);
+}
+
+/** Makes the COW file of an active snapshot larger by `bytes`; resolves to its new size. */
+export async function expandCowFile(minor: number, bytes: number, client: ClientOptions = {}): Promise<number> {
+  return (await call('expandCowFile', { minor, bytes }, client)).storeBytes;
+}
+
+/** Lets the COW file grow by itself in steps while `reservedBytes` stay free on its file system; a step of 0 ends that. */
+export async function reconfigureAutoExpand(
+  minor: number,
+  stepBytes: number,
+  reservedBytes?: number,
+  client: ClientOptions = {},
+): Promise<void> {
+  await call('reconfigureAutoExpand', { minor, stepBytes, ...given({ reservedBytes }) }, client);
+}
+
+/** The lowest minor in no use. */
+export async function getFreeMinor(client: ClientOptions = {}): Promise<number> {
+  return (await call('getFreeMinor', {}, client)).minor;
+}
+
+/** What changed since the snapshot or since the last transition, as byte extents. */
+export async function changes(minor: number, client: ClientOptions = {}): Promise<ChangesReport> {
+  return call('changes', { minor }, client);
+}
+
+/** What this machine has and lacks for Cowbird. */
+export async function doctor(client: ClientOptions = {}): Promise<DoctorReport> {
+  return call('doctor', {}, client);
+}
+
+/** Starts the daemon and attaches again what was attached; does nothing where it runs. */
+export async function startDaemon(client: ClientOptions = {}): Promise<DaemonStatus> {
+  const running = await daemonStatus(client);
+  if (running !== undefined) return running;
+  const env = client.env ?? process.env;
+  await launchDaemon(pathsFrom(env), env);
+  return call('daemonStatus', {}, { ...client, autostart: false });
+}
+
+/** Makes snapshots dormant and clean, detaches, ends the daemon. Refused while a volume is mounted, unless forced. */
+export async function stopDaemon(options: { force?: boolean } = {}, client: ClientOptions = {}): Promise<void> {
+  await call('daemonStop', given(options), { ...client, autostart: false });
+}
+
+/** Starts the engine's process anew under the attached volumes. */
+export async function restartDaemon(client: ClientOptions = {}): Promise<DaemonStatus> {
+  return call('daemonRestart', {}, client);
+}
+
+export { daemonStatus, events };
+
+/** A device is a path; the daemon gets an absolute one, and an empty string stays empty for its own refusal. */
+function devicePath(device: string): string {
+  return device === '' ? '' : resolve(device);
+}
+
+/** dattobd's reload takes the path from the file system's root, with or without the leading slash. */
+function fromRoot(cowFile: string): string {
+  if (cowFile === '') throw new CowbirdError('EINVAL', 'The COW file path is empty');
+  return cowFile.startsWith('/') ? cowFile : `/${cowFile}`;
+}

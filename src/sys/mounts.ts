@@ -1,0 +1,113 @@
+/**
+ * Who has a device mounted or open, read from /proc alone: no call here waits for a file system.
+ *
+ * Mounts are looked up in every mount namespace that some process lives in, because a container may keep mounted what this
+ * namespace no longer shows.
+ */
+import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
+
+export interface MountEntry {
+  /** `major:minor` of the file system. */
+  device: string;
+  /** Path inside the file system that is mounted (`/` unless it is a bind mount of a directory). */
+  root: string;
+  mountPoint: string;
+  /** Per mount, as `mount -o remount,bind,ro` sets it. */
+  readOnlyMount: boolean;
+  fsType: string;
+  source: string;
+  /** Of the whole file system. */
+  readOnlySuper: boolean;
+  /** A process of the mount's namespace; 0 for our own. Its root is `/proc/<pid>/root`. */
+  pid: number;
+}
+
+/** Decodes mountinfo's octal escapes of space, tab, newline and backslash. */
+function unescapeField(field: string): string {
+  return field.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
+}
+
+/** Parses one mountinfo document (proc_pid_mountinfo(5)). */
+export function parseMountInfo(text: string, pid: number): MountEntry[] {
+  const entries: MountEntry[] = [];
+  for (const line of text.split('\n')) {
+    const fields = line.split(' ');
+    const separator = fields.indexOf('-', 6);
+    const [device, root, mountPoint, options] = fields.slice(2, 6);
+    const [fsType, source, superOptions] = fields.slice(separator + 1);
+    if (separator < 0 || device === undefined || root === undefined || mountPoint === undefined) continue;
+    entries.push({
+      device,
+      root: unescapeField(root),
+      mountPoint: unescapeField(mountPoint),
+      readOnlyMount: (options ?? '').split(',').includes('ro'),
+      fsType: fsType ?? '',
+      source: unescapeField(source ?? ''),
+      readOnlySuper: (superOptions ?? '').split(',').includes('ro'),
+      pid,
+    });
+  }
+  return entries;
+}
+
+/** The mounts of this process's namespace. */
+export function ownMounts(): MountEntry[] {
+  return parseMountInfo(readFileSync('/proc/self/mountinfo', 'utf8'), 0);
+}
+
+/** The mounts of every namespace that a process lives in, our own first. */
+export function allMounts(): MountEntry[] {
+  const seen = new Set<string>([readlinkSync('/proc/self/ns/mnt')]);
+  const entries = ownMounts();
+  for (const pid of readdirSync('/proc')) {
+    if (!/^\d+$/.test(pid)) continue;
+    const namespace = attempt(() => readlinkSync(`/proc/${pid}/ns/mnt`));
+    if (namespace === undefined || seen.has(namespace)) continue;
+    const text = attempt(() => readFileSync(`/proc/${pid}/mountinfo`, 'utf8'));
+    if (text === undefined) continue;
+    seen.add(namespace);
+    entries.push(...parseMountInfo(text, Number(pid)));
+  }
+  return entries;
+}
+
+/** A path of ours to a mount of any namespace. */
+export function pathOfMount(entry: MountEntry): string {
+  return entry.pid === 0 ? entry.mountPoint : `/proc/${entry.pid}/root${entry.mountPoint}`;
+}
+
+export interface Opener {
+  pid: number;
+  command: string;
+}
+
+/** The processes that have the device node open, by device number; a process that ends meanwhile is no opener. */
+export function openersOf(rdev: number, ignorePids: ReadonlySet<number> = new Set()): Opener[] {
+  const openers: Opener[] = [];
+  for (const pid of readdirSync('/proc')) {
+    if (!/^\d+$/.test(pid) || ignorePids.has(Number(pid))) continue;
+    const fds = attempt(() => readdirSync(`/proc/${pid}/fd`)) ?? [];
+    if (!fds.some((fd) => isDevice(`/proc/${pid}/fd/${fd}`, rdev))) continue;
+    const command = attempt(() => readFileSync(`/proc/${pid}/comm`, 'utf8'))?.trim() ?? '?';
+    openers.push({ pid: Number(pid), command });
+  }
+  return openers;
+}
+
+function isDevice(path: string, rdev: number): boolean {
+  const target = attempt(() => readlinkSync(path));
+  // Only names under /dev are asked for their number: a stat of anything else could wait for a file system.
+  if (target === undefined || !target.startsWith('/dev/')) return false;
+  const stats = attempt(() => statSync(path));
+  return stats !== undefined && stats.isBlockDevice() && stats.rdev === rdev;
+}
+
+/** Undefined where the process or file has gone or may not be read: both are ordinary while walking /proc. */
+function attempt<T>(read: () => T): T | undefined {
+  try {
+    return read();
+  } catch (error) {
+    if (error instanceof Error && 'code' in error) return undefined;
+    throw error;
+  }
+}

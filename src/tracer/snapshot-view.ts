@@ -1,0 +1,101 @@
+/**
+ * The snapshot's view: the volume as it was at T0.
+ *
+ * For each block, in this order: its bit is set → the store has it; it belongs to the store → zeros (I6); else the origin
+ * still has it. The origin is read first and the bits are looked at again afterwards: a block that was saved meanwhile may
+ * have been overwritten under the read, so the saved copy is taken instead. Last of all FAILED is looked at: once it is set
+ * writes go unsaved, so everything read before is doubtful (I2).
+ */
+import type { IoBuffer } from '../block/device.js';
+import { assert, SystemError } from '../sys/errors.js';
+import { BLOCK_BYTES, Mode, Word } from './layout.js';
+import type { Steps } from './steps.js';
+import type { Tracer } from './tracer.js';
+
+const EIO = 5;
+
+/** Reads a range of the snapshot into `buffer` from `at`. Sector-aligned; inside the volume. */
+export function* readSnapshot(
+  tracer: Tracer,
+  buffer: IoBuffer,
+  at: number,
+  lengthBytes: number,
+  offset: number,
+): Steps {
+  const { memory } = tracer;
+  tracer.hooks.refresh();
+  refuseFailed(tracer, offset);
+  const end = offset + lengthBytes;
+  let position = offset;
+  while (position < end) {
+    const block = Math.floor(position / BLOCK_BYTES);
+    const target = at + (position - offset);
+    if (memory.isMarked(block)) {
+      position = yield* readSaved(tracer, buffer, target, position, end);
+    } else {
+      position = yield* readUnsaved(tracer, buffer, target, position, end);
+    }
+  }
+  refuseFailed(tracer, offset);
+}
+
+/** A run of saved blocks that lie in consecutive places of one piece of the store. Returns where it ended. */
+function* readSaved(tracer: Tracer, buffer: IoBuffer, at: number, position: number, end: number): Steps<number> {
+  tracer.hooks.refresh();
+  const { memory, storeMap, storeDevice } = tracer;
+  assert(storeMap !== undefined && storeDevice !== undefined, 'a snapshot has a store');
+  const block = Math.floor(position / BLOCK_BYTES);
+  const place = memory.entry(block);
+  assert(place > 0, `saved block ${block} has a place`);
+  const { offset, run } = storeMap.locate(place);
+  let count = 1;
+  while (
+    count < run &&
+    (block + count) * BLOCK_BYTES < end &&
+    memory.isMarked(block + count) &&
+    memory.entry(block + count) === place + count
+  ) {
+    count++;
+  }
+  const within = position - block * BLOCK_BYTES;
+  const lengthBytes = Math.min(end, (block + count) * BLOCK_BYTES) - position;
+  yield { kind: 'read', device: storeDevice, buffer, at, lengthBytes, offset: offset + within };
+  return position + lengthBytes;
+}
+
+/** A run of blocks that are not saved: the store's own, or the origin's. Returns where it ended. */
+function* readUnsaved(tracer: Tracer, buffer: IoBuffer, at: number, position: number, end: number): Steps<number> {
+  const { memory, origin, storeMap } = tracer;
+  const first = Math.floor(position / BLOCK_BYTES);
+  let last = Math.floor((end - 1) / BLOCK_BYTES);
+  const own = storeMap?.firstOwnBlock(first, last) ?? -1;
+  if (own === first && storeMap !== undefined) {
+    let stop = first;
+    const endOfOwn = storeMap.endOfOwn(first, last);
+    while (stop < endOfOwn && !memory.isMarked(stop)) stop++;
+    const stopBytes = Math.min(end, stop * BLOCK_BYTES);
+    buffer.bytes.fill(0, at, at + stopBytes - position);
+    return stopBytes;
+  }
+  if (own > first) last = own - 1;
+  let stop = first + 1;
+  while (stop <= last && !memory.isMarked(stop)) stop++;
+  const stopBytes = Math.min(end, stop * BLOCK_BYTES);
+  yield { kind: 'read', device: origin, buffer, at, lengthBytes: stopBytes - position, offset: position };
+  let again = position;
+  while (again < stopBytes) {
+    if (memory.isMarked(Math.floor(again / BLOCK_BYTES))) {
+      again = yield* readSaved(tracer, buffer, at + again - position, again, stopBytes);
+    } else {
+      again = Math.min(stopBytes, again - (again % BLOCK_BYTES) + BLOCK_BYTES);
+    }
+  }
+  return stopBytes;
+}
+
+function refuseFailed(tracer: Tracer, offset: number): void {
+  const failed = tracer.memory.get(Word.FAILED);
+  if (failed !== 0 || tracer.memory.get(Word.MODE) !== Mode.SNAPSHOT) {
+    throw new SystemError('read of a snapshot', EIO, `at ${offset}: ${failed === 0 ? 'it has ended' : `failed with ${failed}`}`);
+  }
+}

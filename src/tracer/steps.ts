@@ -1,0 +1,49 @@
+/**
+ * The write path is written as generators: each I/O and each wait is a step that it yields.
+ *
+ * The engine's workers execute a step at once, in the same thread ({@link runSteps}); a simulator executes the steps of
+ * many requests in any order it likes, in one thread, and crashes between any two. One code for both, so that what was
+ * tried is what runs.
+ */
+import type { BlockDevice, IoBuffer } from '../block/device.js';
+
+export type Step =
+  | { kind: 'read'; device: BlockDevice; buffer: IoBuffer; at: number; lengthBytes: number; offset: number }
+  | { kind: 'write'; device: BlockDevice; buffer: IoBuffer; at: number; lengthBytes: number; offset: number }
+  | { kind: 'zero'; device: BlockDevice; lengthBytes: number; offset: number; unmap: boolean }
+  | { kind: 'flush'; device: BlockDevice }
+  /** Sleep while the word has the value; may return early: the caller looks again. */
+  | { kind: 'wait'; word: number; value: number };
+
+export type Steps<T = void> = Generator<Step, T, undefined>;
+
+/** Executes one I/O step on its device. */
+export function performIo(step: Exclude<Step, { kind: 'wait' }>): void {
+  switch (step.kind) {
+    case 'read':
+      return step.device.read(step.buffer, step.at, step.lengthBytes, step.offset);
+    case 'write':
+      return step.device.write(step.buffer, step.at, step.lengthBytes, step.offset);
+    case 'zero':
+      return step.device.writeZeroes(step.offset, step.lengthBytes, step.unmap);
+    case 'flush':
+      return step.device.flush();
+  }
+}
+
+/** Runs steps to their end in this thread. `wait` sleeps on a word of the shared memory. */
+export function runSteps<T>(steps: Steps<T>, wait: (word: number, value: number) => void): T {
+  let next = steps.next();
+  while (next.done !== true) {
+    const step = next.value;
+    try {
+      if (step.kind === 'wait') wait(step.word, step.value);
+      else performIo(step);
+    } catch (error) {
+      next = steps.throw(error);
+      continue;
+    }
+    next = steps.next();
+  }
+  return next.value;
+}

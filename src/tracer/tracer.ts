@@ -1,0 +1,398 @@
+/**
+ * The write path of one volume: passthrough, incremental tracking, and copy-on-write.
+ *
+ * Order of effects of a write in snapshot mode, for the blocks that are not saved yet (numbers are the design's invariants):
+ *
+ *   1. enter: say that this worker is inside, then look at the gate. Only in this order: whoever closes the gate looks at
+ *      the workers afterwards, so one of the two sees the other.
+ *   2. a header on disk that says CLEAN is made dirty and flushed                      (I3: no trusted map with a hole)
+ *   3. claim the blocks in ascending order; what was not saved may be saved by now: look again
+ *   4. read the old contents, append them to the store, write the index entries, set the map's bits, release the claims
+ *   5. write the origin, reply                                        (I2: who finds a bit clear may read the origin,
+ *                                                                      provided that it looks again afterwards)
+ *
+ * A crash before 5 leaves the origin old, and whatever was saved says so truthfully. Any failure of 2 to 4 fails the
+ * snapshot, never the write (I1): the word FAILED is set before the origin changes, the blocks are marked all the same (I3),
+ * and readers look at FAILED after they have read.
+ *
+ * Waiting while holding: a worker inside (1) waits only for claims, and holds claims only while it does I/O; claims are
+ * taken in ascending order of their words. The gate is never waited for from inside. So nothing waits in a circle.
+ */
+import type { BlockDevice, IoBuffer } from '../block/device.js';
+import { assert, errnoOfError } from '../sys/errors.js';
+import { BLOCK_BYTES, CLAIM_COUNT, HeaderState, Mode, type VolumeMemory, Word } from './layout.js';
+import type { Steps } from './steps.js';
+import { type StoreConfig, StoreMap } from './store-map.js';
+
+/** Store full: EFBIG, as dattobd reports it. */
+export const STORE_FULL = 27;
+/** Somebody wrote into the store's blocks: EUCLEAN. */
+export const STORE_OVERWRITTEN = 117;
+
+/** What a worker brings to a request: who it is, and locked memory for copying. */
+export interface RequestContext {
+  /** 0 to MAX_WORKERS - 1. */
+  readonly worker: number;
+  /** Page-aligned; its length is a multiple of the block and is the longest run that one copy takes. */
+  readonly scratch: IoBuffer;
+}
+
+/** The store in use, with the header page that says "unclean" for it. */
+export interface StoreInUse {
+  config: StoreConfig;
+  dirtyHeader: Uint8Array;
+}
+
+export interface TracerHooks {
+  /** Wakes sleepers on a word of the shared memory. */
+  wake(word: number): void;
+  /** Something for the control thread: the snapshot failed, or the store's fill passed a mark. */
+  attention(): void;
+  /**
+   * Takes over a configuration that was announced by `Word.GENERATION`, if there is one. Called after entering, and before
+   * a place of the store is looked up: a new configuration is announced before the gate opens on it.
+   */
+  refresh(): void;
+}
+
+export class Tracer {
+  readonly memory: VolumeMemory;
+  readonly origin: BlockDevice;
+  readonly hooks: TracerHooks;
+  #store: { map: StoreMap; device: BlockDevice; dirtyHeader: Uint8Array } | undefined;
+  #lowWaterSlot = Number.POSITIVE_INFINITY;
+
+  constructor(memory: VolumeMemory, origin: BlockDevice, hooks: TracerHooks) {
+    this.memory = memory;
+    this.origin = origin;
+    this.hooks = hooks;
+  }
+
+  /** Takes a new configuration. Only while the gate is closed or the volume is not written. */
+  setStore(store: StoreInUse | undefined, device: BlockDevice): void {
+    if (store === undefined) {
+      this.#store = undefined;
+      return;
+    }
+    const map = new StoreMap(store.config);
+    this.#store = { map, device, dirtyHeader: store.dirtyHeader };
+    this.#lowWaterSlot = Math.floor(map.slotCount * 0.8);
+  }
+
+  get storeMap(): StoreMap | undefined {
+    return this.#store?.map;
+  }
+
+  get storeDevice(): BlockDevice | undefined {
+    return this.#store?.device;
+  }
+
+  /** Serves one write. */
+  *write(context: RequestContext, buffer: IoBuffer, at: number, lengthBytes: number, offset: number): Steps {
+    yield* this.#enter(context);
+    try {
+      yield* this.#beforeWrite(context, offset, lengthBytes);
+      yield { kind: 'write', device: this.origin, buffer, at, lengthBytes, offset };
+    } finally {
+      this.#leave(context);
+    }
+  }
+
+  /**
+   * Serves a discard (`unmap`) or a write-zeroes: a write of zeros, in pieces so that memory and the time that a closing
+   * gate waits stay bounded. What reads as zeros already is neither saved nor marked.
+   */
+  *zero(context: RequestContext, offset: number, lengthBytes: number, unmap: boolean): Steps {
+    const end = offset + lengthBytes;
+    let position = offset;
+    while (position < end) {
+      yield* this.#enter(context);
+      try {
+        if (this.memory.get(Word.MODE) === Mode.PASSTHROUGH) {
+          const piece = Math.min(end - position, PASSTHROUGH_ZERO_BYTES);
+          yield { kind: 'zero', device: this.origin, lengthBytes: piece, offset: position, unmap };
+          position += piece;
+        } else {
+          const data = unmap ? this.origin.nextData(position, end) : position;
+          // The end of the hole may stand inside a sector's block; data before it is in this piece's range anyway.
+          position = Math.min(end, Math.max(position, data - (data % BLOCK_BYTES)));
+          if (position < end) position = yield* this.#zeroPiece(context, position, end, unmap);
+        }
+      } finally {
+        this.#leave(context);
+      }
+    }
+  }
+
+  *#zeroPiece(context: RequestContext, position: number, end: number, unmap: boolean): Steps<number> {
+    const { scratch } = context;
+    const span = scratch.bytes.byteLength - (position % BLOCK_BYTES);
+    const lengthBytes = Math.min(end - position, span);
+    const first = Math.floor(position / BLOCK_BYTES);
+    const last = Math.floor((position + lengthBytes - 1) / BLOCK_BYTES);
+    let known = true;
+    for (let block = first; block <= last && known; block++) known = this.memory.isMarked(block);
+    if (known) {
+      yield* this.#beforeWrite(context, position, lengthBytes);
+    } else {
+      yield { kind: 'read', device: this.origin, buffer: scratch, at: 0, lengthBytes, offset: position };
+      // Saving uses the same scratch memory, so the runs are found before the first of them is saved.
+      for (const run of nonZeroRuns(scratch.bytes.subarray(0, lengthBytes), position)) {
+        yield* this.#beforeWrite(context, run.offset, run.lengthBytes);
+      }
+    }
+    yield { kind: 'zero', device: this.origin, lengthBytes, offset: position, unmap };
+    return position + lengthBytes;
+  }
+
+  /** Passes a flush on. Nothing of ours is waited for: a snapshot's durability is not the user's flush. */
+  *flush(): Steps {
+    yield { kind: 'flush', device: this.origin };
+  }
+
+  /** Everything that must be true before the origin's bytes in this range change. Never throws for the store's sake. */
+  *#beforeWrite(context: RequestContext, offset: number, lengthBytes: number): Steps {
+    const { memory } = this;
+    const mode = memory.get(Word.MODE);
+    if (mode === Mode.PASSTHROUGH) return;
+    const first = Math.floor(offset / BLOCK_BYTES);
+    const last = Math.floor((offset + lengthBytes - 1) / BLOCK_BYTES);
+    if (memory.get(Word.HEADER_STATE) !== HeaderState.DIRTY) yield* this.#makeDirty(context);
+    if (this.#store !== undefined && this.#store.map.firstOwnBlock(first, last) >= 0) yield* this.#foreignWrite();
+    if (mode === Mode.SNAPSHOT && memory.get(Word.FAILED) === 0) {
+      try {
+        yield* this.#save(context, first, last);
+      } catch (error) {
+        this.fail(errnoOfError(error));
+      }
+    }
+    memory.mark(first, last);
+  }
+
+  /** Saves what is not saved yet of blocks `first` to `last`. Stops without an error once the snapshot has failed. */
+  *#save(context: RequestContext, first: number, last: number): Steps {
+    const longest = context.scratch.bytes.byteLength / BLOCK_BYTES;
+    let block = first;
+    while (block <= last && this.memory.get(Word.FAILED) === 0) {
+      if (this.memory.isMarked(block)) {
+        block++;
+        continue;
+      }
+      // A run ends where its claims would wrap around, so that claims are taken in ascending order of their words.
+      const wrap = block - (block % CLAIM_COUNT) + CLAIM_COUNT - 1;
+      let end = Math.min(last, block + longest - 1, wrap);
+      while (end > block && this.memory.isMarked(end)) end--;
+      yield* this.#saveRun(context, block, end);
+      block = end + 1;
+    }
+  }
+
+  *#saveRun(context: RequestContext, first: number, last: number): Steps {
+    let claimed = first;
+    try {
+      for (; claimed <= last; claimed++) yield* this.#claim(context, claimed);
+      // Claims were waited for: what was unsaved may be saved now.
+      const missing: number[] = [];
+      for (let block = first; block <= last; block++) if (!this.memory.isMarked(block)) missing.push(block);
+      if (missing.length > 0 && this.memory.get(Word.FAILED) === 0) yield* this.#copy(context, missing);
+    } finally {
+      for (let block = first; block < claimed; block++) this.#release(block);
+    }
+  }
+
+  /** Copies claimed blocks to the store: one read over them all, one append, then the index and the map. */
+  *#copy(context: RequestContext, missing: number[]): Steps {
+    const { memory, origin } = this;
+    const { scratch } = context;
+    const first = missing[0];
+    const last = missing.at(-1);
+    assert(first !== undefined && last !== undefined, 'there is something to copy');
+    const offset = first * BLOCK_BYTES;
+    const spanBytes = (last - first + 1) * BLOCK_BYTES;
+    const lengthBytes = Math.min(spanBytes, origin.sizeBytes - offset);
+    yield { kind: 'read', device: origin, buffer: scratch, at: 0, lengthBytes, offset };
+    if (lengthBytes < spanBytes) scratch.bytes.fill(0, lengthBytes, spanBytes);
+    missing.forEach((block, i) => {
+      const from = (block - first) * BLOCK_BYTES;
+      if (from !== i * BLOCK_BYTES) scratch.bytes.copyWithin(i * BLOCK_BYTES, from, from + BLOCK_BYTES);
+    });
+    const places = yield* this.#append(scratch, missing.length);
+    if (places === undefined) return;
+    missing.forEach((block, i) => {
+      const place = places[i];
+      assert(place !== undefined, 'every copied block has a place');
+      memory.setEntry(block, place);
+      memory.mark(block, block);
+    });
+  }
+
+  /** Appends blocks from the start of `buffer`; undefined when the snapshot failed instead. */
+  *#append(buffer: IoBuffer, count: number): Steps<number[] | undefined> {
+    const { memory } = this;
+    const store = this.#store;
+    assert(store !== undefined, 'snapshot mode has a store');
+    const slot = this.#allocate(count);
+    if (slot < 0) {
+      this.fail(STORE_FULL);
+      return undefined;
+    }
+    const places: number[] = [];
+    while (places.length < count) {
+      const { place, run } = store.map.placeOfSlot(slot + places.length);
+      for (let i = 0; i < run && places.length < count; i++) places.push(place + i);
+    }
+    // A foreign write fails the snapshot first and then waits for this count: after it, nothing goes to the store.
+    Atomics.add(memory.words, Word.STORE_WRITES, 1);
+    try {
+      if (memory.get(Word.FAILED) !== 0) return undefined;
+      yield* writePlaces(store, buffer, places);
+    } finally {
+      if (Atomics.sub(memory.words, Word.STORE_WRITES, 1) === 1) this.hooks.wake(Word.STORE_WRITES);
+    }
+    return places;
+  }
+
+  /** Takes `count` slots, or -1 when the store has not so many left. */
+  #allocate(count: number): number {
+    const { memory } = this;
+    for (;;) {
+      const next = memory.get(Word.NEXT_SLOT);
+      // Unsigned: a store may have more than 2^31 blocks.
+      if ((next >>> 0) + count > memory.get(Word.SLOT_COUNT) >>> 0) return -1;
+      const after = (next >>> 0) + count;
+      if (Atomics.compareExchange(memory.words, Word.NEXT_SLOT, next, after | 0) !== next) continue;
+      if (after >= this.#lowWaterSlot && (next >>> 0) < this.#lowWaterSlot) this.hooks.attention();
+      return next >>> 0;
+    }
+  }
+
+  /** Fails the snapshot with a positive errno; the first failure stays. The volume goes on. */
+  fail(errno: number): void {
+    if (Atomics.compareExchange(this.memory.words, Word.FAILED, 0, errno) === 0) this.hooks.attention();
+  }
+
+  /** A write into the store's own blocks that is not ours: the store's contents can no longer be trusted. */
+  *#foreignWrite(): Steps {
+    this.fail(STORE_OVERWRITTEN);
+    for (;;) {
+      const inFlight = this.memory.get(Word.STORE_WRITES);
+      if (inFlight === 0) return;
+      yield { kind: 'wait', word: Word.STORE_WRITES, value: inFlight };
+    }
+  }
+
+  /** Makes the header on disk say "unclean", durably, before the first write since it was made clean. */
+  *#makeDirty(context: RequestContext): Steps {
+    const { memory } = this;
+    yield* this.lockHeader();
+    try {
+      const store = this.#store;
+      if (memory.get(Word.HEADER_STATE) === HeaderState.CLEAN && store !== undefined && memory.get(Word.FAILED) === 0) {
+        context.scratch.bytes.set(store.dirtyHeader, 0);
+        yield* writePlaces(store, context.scratch, [0]);
+        yield { kind: 'flush', device: store.device };
+      }
+    } catch (error) {
+      this.fail(errnoOfError(error));
+    } finally {
+      memory.set(Word.HEADER_STATE, HeaderState.DIRTY);
+      this.unlockHeader();
+    }
+  }
+
+  *lockHeader(): Steps {
+    while (Atomics.compareExchange(this.memory.words, Word.HEADER_LOCK, 0, 1) !== 0) {
+      yield { kind: 'wait', word: Word.HEADER_LOCK, value: 1 };
+    }
+  }
+
+  unlockHeader(): void {
+    this.memory.set(Word.HEADER_LOCK, 0);
+    this.hooks.wake(Word.HEADER_LOCK);
+  }
+
+  *#enter(context: RequestContext): Steps {
+    const { memory } = this;
+    const busy = Word.BUSY + context.worker;
+    for (;;) {
+      memory.set(busy, 1);
+      if (memory.get(Word.GATE) === 0) {
+        this.hooks.refresh();
+        return;
+      }
+      this.#leave(context);
+      yield { kind: 'wait', word: Word.GATE, value: 1 };
+    }
+  }
+
+  #leave(context: RequestContext): void {
+    const busy = Word.BUSY + context.worker;
+    this.memory.set(busy, 0);
+    if (this.memory.get(Word.GATE) !== 0) this.hooks.wake(busy);
+  }
+
+  *#claim(context: RequestContext, block: number): Steps {
+    const { words } = this.memory;
+    const word = this.memory.claimWord(block);
+    const mine = context.worker + 1;
+    for (;;) {
+      const owner = Atomics.compareExchange(words, word, 0, mine);
+      if (owner === 0) return;
+      // Say that somebody waits, so that the release wakes; if the owner went meanwhile, look again at once.
+      const awaited = owner | CLAIM_AWAITED;
+      if (owner !== awaited && Atomics.compareExchange(words, word, owner, awaited) !== owner) continue;
+      yield { kind: 'wait', word, value: awaited };
+    }
+  }
+
+  #release(block: number): void {
+    const word = this.memory.claimWord(block);
+    if ((Atomics.exchange(this.memory.words, word, 0) & CLAIM_AWAITED) !== 0) this.hooks.wake(word);
+  }
+}
+
+const CLAIM_AWAITED = 0x1_0000;
+/** Longest hole punched in one piece in passthrough: a bound on how long a closing gate waits. */
+const PASSTHROUGH_ZERO_BYTES = 268_435_456;
+
+/** Writes blocks from the start of `buffer` to places of the store, one I/O for each piece that is contiguous there. */
+export function* writePlaces(
+  store: { map: StoreMap; device: BlockDevice },
+  buffer: IoBuffer,
+  places: readonly number[],
+): Steps {
+  let done = 0;
+  while (done < places.length) {
+    const place = places[done];
+    assert(place !== undefined, 'a place to write');
+    const { offset, run } = store.map.locate(place);
+    let count = 1;
+    while (count < run && done + count < places.length && places[done + count] === place + count) count++;
+    const lengthBytes = count * BLOCK_BYTES;
+    yield { kind: 'write', device: store.device, buffer, at: done * BLOCK_BYTES, lengthBytes, offset };
+    done += count;
+  }
+}
+
+/** The runs of whole blocks (cut to the range) that hold anything but zeros. */
+export function nonZeroRuns(bytes: Uint8Array, offset: number): Array<{ offset: number; lengthBytes: number }> {
+  const runs: Array<{ offset: number; lengthBytes: number }> = [];
+  let at = 0;
+  while (at < bytes.byteLength) {
+    const end = Math.min(bytes.byteLength, at + BLOCK_BYTES - ((offset + at) % BLOCK_BYTES));
+    if (!isZero(bytes, at, end)) {
+      const previous = runs.at(-1);
+      if (previous !== undefined && previous.offset + previous.lengthBytes === offset + at) previous.lengthBytes += end - at;
+      else runs.push({ offset: offset + at, lengthBytes: end - at });
+    }
+    at = end;
+  }
+  return runs;
+}
+
+const ZEROS = Buffer.alloc(BLOCK_BYTES);
+
+/** Whether a piece of at most one block is all zeros. */
+export function isZero(bytes: Uint8Array, start: number, end: number): boolean {
+  return ZEROS.compare(bytes, start, end, 0, end - start) === 0;
+}
