@@ -12,7 +12,11 @@ import { pathsFrom } from './control/paths.js';
 import type { ChangesReport, DaemonStatus, DoctorReport, StatusDocument, VolumeInfo } from './control/schema.js';
 import { CowbirdError } from './sys/errors.js';
 
-export { type UpdateImageOptions, type UpdateImageResult, updateImageFromSnapshot } from './backup/update-from-snapshot.js';
+export {
+  type UpdateImageOptions,
+  type UpdateImageResult,
+  updateImageFromSnapshot,
+} from './backup/update-from-snapshot.js';
 export type { ClientOptions } from './control/client.js';
 export type {
   ChangesReport,
@@ -62,7 +66,11 @@ function given<T extends object>(options: T): { [K in keyof T]: Exclude<T[K], un
 }
 
 /** Attaches a disk, a partition or an image file; resolves when its device node serves I/O. */
-export async function attach(origin: string, options: AttachOptions = {}, client: ClientOptions = {}): Promise<VolumeInfo> {
+export async function attach(
+  origin: string,
+  options: AttachOptions = {},
+  client: ClientOptions = {},
+): Promise<VolumeInfo> {
   return call('attach', { origin: resolve(origin), ...given(options) }, client);
 }
 
@@ -101,7 +109,11 @@ export async function reloadSnapshot(
   options: ReloadOptions = {},
   client: ClientOptions = {},
 ): Promise<void> {
-  await call('reloadSnapshot', { device: devicePath(device), cowFile: fromRoot(cowFile), minor, ...given(options) }, client);
+  await call(
+    'reloadSnapshot',
+    { device: devicePath(device), cowFile: fromRoot(cowFile), minor, ...given(options) },
+    client,
+  );
 }
 
 /** Goes on with incremental tracking after a clean stop. */
@@ -112,7 +124,11 @@ export async function reloadIncremental(
   options: ReloadOptions = {},
   client: ClientOptions = {},
 ): Promise<void> {
-  await call('reloadIncremental', { device: devicePath(device), cowFile: fromRoot(cowFile), minor, ...given(options) }, client);
+  await call(
+    'reloadIncremental',
+    { device: devicePath(device), cowFile: fromRoot(cowFile), minor, ...given(options) },
+    client,
+  );
 }
 
 /** Ends a snapshot or incremental tracking. */

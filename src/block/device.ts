@@ -63,7 +63,10 @@ export class FdDevice implements BlockDevice {
   }
 
   writeZeroes(offset: number, lengthBytes: number, unmap: boolean): void {
-    assert(offset >= 0 && lengthBytes > 0 && offset + lengthBytes <= this.sizeBytes, `zero range ${offset}+${lengthBytes}`);
+    assert(
+      offset >= 0 && lengthBytes > 0 && offset + lengthBytes <= this.sizeBytes,
+      `zero range ${offset}+${lengthBytes}`,
+    );
     const mode = libc.FALLOC_FL_KEEP_SIZE + (unmap ? libc.FALLOC_FL_PUNCH_HOLE : libc.FALLOC_FL_ZERO_RANGE);
     while (libc.fast.fallocate(this.#fd, mode, offset, lengthBytes) !== 0) {
       const errno = libc.lastErrno();

@@ -54,7 +54,10 @@ export async function call<N extends OperationName>(
   } catch (error) {
     if (!isNobodyThere(error)) throw error;
     if (options.autostart === false) {
-      throw new CowbirdError('ENOTCONN', `No Cowbird daemon runs in ${paths.runDir}: start it with \`cowbird daemon start\``);
+      throw new CowbirdError(
+        'ENOTCONN',
+        `No Cowbird daemon runs in ${paths.runDir}: start it with \`cowbird daemon start\``,
+      );
     }
     await launchDaemon(paths, env);
     return await post(paths, operation, params, options.signal);
@@ -96,11 +99,19 @@ const EventLine = v.objectWithRest(
 );
 
 function noDaemon(paths: Paths): CowbirdError {
-  return new CowbirdError('ENOTCONN', `No Cowbird daemon runs in ${paths.runDir}: start it with \`cowbird daemon start\``);
+  return new CowbirdError(
+    'ENOTCONN',
+    `No Cowbird daemon runs in ${paths.runDir}: start it with \`cowbird daemon start\``,
+  );
 }
 
 function isNobodyThere(error: unknown): boolean {
-  return error instanceof Error && 'code' in error && (error.code === 'ENOENT' || error.code === 'ECONNREFUSED') && 'syscall' in error;
+  return (
+    error instanceof Error &&
+    'code' in error &&
+    (error.code === 'ENOENT' || error.code === 'ECONNREFUSED') &&
+    'syscall' in error
+  );
 }
 
 async function post<N extends OperationName>(
@@ -140,7 +151,9 @@ function parseAnswer<N extends OperationName>(operation: N, text: string): Opera
   try {
     answer = JSON.parse(text);
   } catch (cause) {
-    throw new CowbirdError('EPROTO', `The daemon's answer to ${operation} is not JSON: it may be of another version`, { cause });
+    throw new CowbirdError('EPROTO', `The daemon's answer to ${operation} is not JSON: it may be of another version`, {
+      cause,
+    });
   }
   const failed = v.safeParse(ErrorAnswer, answer);
   if (failed.success) {
@@ -148,7 +161,10 @@ function parseAnswer<N extends OperationName>(operation: N, text: string): Opera
     throw new CowbirdError(code, message, { outcome });
   }
   if (answer.result === undefined) {
-    throw new CowbirdError('EPROTO', `The daemon does not know ${operation}: restart it with \`cowbird daemon restart\``);
+    throw new CowbirdError(
+      'EPROTO',
+      `The daemon does not know ${operation}: restart it with \`cowbird daemon restart\``,
+    );
   }
   return answer.result;
 }

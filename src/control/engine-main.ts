@@ -9,7 +9,9 @@ import { type Paths, pathsFrom } from './paths.js';
 import { type OperationName, type OperationParams, type OperationResults, operations } from './schema.js';
 
 type EngineOperation = Exclude<OperationName, 'daemonStatus' | 'daemonRestart' | 'doctor'>;
-type Dispatch = { [N in EngineOperation]: (engine: Engine, params: OperationParams<N>) => Promise<OperationResults[N]> };
+type Dispatch = {
+  [N in EngineOperation]: (engine: Engine, params: OperationParams<N>) => Promise<OperationResults[N]>;
+};
 
 const dispatch: Dispatch = {
   attach: (engine, params) => engine.attach(params),
@@ -33,7 +35,11 @@ const dispatch: Dispatch = {
 
 const Request = v.object({ operation: v.string(), params: v.unknown() });
 
-async function execute<N extends EngineOperation>(engine: Engine, name: N, params: unknown): Promise<OperationResults[N]> {
+async function execute<N extends EngineOperation>(
+  engine: Engine,
+  name: N,
+  params: unknown,
+): Promise<OperationResults[N]> {
   const parsed = v.parse(operations[name], params);
   return dispatch[name](engine, parsed as OperationParams<N>);
 }

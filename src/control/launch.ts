@@ -41,7 +41,9 @@ export async function launchDaemon(paths: Paths, env: NodeJS.ProcessEnv): Promis
   while (!(await answers(paths))) {
     if (exitCode !== null && exitCode !== 0) throw startFailed(paths, failure);
     if (Date.now() > deadline) {
-      throw new CowbirdError('ETIMEDOUT', `The daemon did not answer within ${START_TIMEOUT_MS} ms: see ${paths.log}`, { outcome: 'failed' });
+      throw new CowbirdError('ETIMEDOUT', `The daemon did not answer within ${START_TIMEOUT_MS} ms: see ${paths.log}`, {
+        outcome: 'failed',
+      });
     }
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
   }

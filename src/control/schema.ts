@@ -8,7 +8,17 @@
 import * as v from 'valibot';
 import type { ChangesReport, DaemonStatus, DoctorReport, StatusDocument, VolumeInfo } from '../engine/types.js';
 
-export type { ChangesReport, DaemonStatus, DoctorCheck, DoctorReport, EventInput, EventRecord, SnapshotStatus, StatusDocument, VolumeInfo } from '../engine/types.js';
+export type {
+  ChangesReport,
+  DaemonStatus,
+  DoctorCheck,
+  DoctorReport,
+  EventInput,
+  EventRecord,
+  SnapshotStatus,
+  StatusDocument,
+  VolumeInfo,
+} from '../engine/types.js';
 
 export const API_MAJOR = 1;
 

@@ -23,7 +23,10 @@ export function createControlServer(handlers: ControlHandlers): Server {
 async function serve(request: IncomingMessage, response: ServerResponse, handlers: ControlHandlers): Promise<void> {
   const [, major, operation] = (request.url ?? '').split('/');
   if (major !== `v${API_MAJOR}`) {
-    throw new CowbirdError('EPROTO', `This daemon speaks version ${API_MAJOR} of the control API, and was asked for ${major ?? 'none'}: use the same version of Cowbird for both`);
+    throw new CowbirdError(
+      'EPROTO',
+      `This daemon speaks version ${API_MAJOR} of the control API, and was asked for ${major ?? 'none'}: use the same version of Cowbird for both`,
+    );
   }
   if (operation === 'ping') {
     answer(response, 200, { result: {} });
@@ -34,7 +37,10 @@ async function serve(request: IncomingMessage, response: ServerResponse, handler
     return;
   }
   if (operation === undefined || !isOperation(operation)) {
-    throw new CowbirdError('ENOSYS', `This daemon has no operation ${operation ?? ''}: it may be older than the command`);
+    throw new CowbirdError(
+      'ENOSYS',
+      `This daemon has no operation ${operation ?? ''}: it may be older than the command`,
+    );
   }
   const parsed = v.safeParse(operations[operation], parseBody(await readBody(request)));
   if (!parsed.success) throw invalid(parsed.issues[0]);
@@ -44,7 +50,10 @@ async function serve(request: IncomingMessage, response: ServerResponse, handler
 /** Which parameter, which value, and what was expected. */
 function invalid(issue: v.BaseIssue<unknown>): CowbirdError {
   const path = v.getDotPath(issue);
-  return new CowbirdError('EINVAL', `${path ?? 'Parameters'}: ${issue.message} (value ${JSON.stringify(issue.input)?.slice(0, 80)})`);
+  return new CowbirdError(
+    'EINVAL',
+    `${path ?? 'Parameters'}: ${issue.message} (value ${JSON.stringify(issue.input)?.slice(0, 80)})`,
+  );
 }
 
 function isOperation(name: string): name is OperationName {
@@ -57,7 +66,8 @@ async function readBody(request: IncomingMessage): Promise<string> {
   for await (const chunk of request) {
     const bytes = Buffer.from(chunk);
     lengthBytes += bytes.byteLength;
-    if (lengthBytes > BODY_BYTES_MAX) throw new CowbirdError('EMSGSIZE', `A request has ${BODY_BYTES_MAX} bytes at most`);
+    if (lengthBytes > BODY_BYTES_MAX)
+      throw new CowbirdError('EMSGSIZE', `A request has ${BODY_BYTES_MAX} bytes at most`);
     chunks.push(bytes);
   }
   return Buffer.concat(chunks).toString('utf8');

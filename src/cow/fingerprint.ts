@@ -27,7 +27,8 @@ export function originFingerprint(device: BlockDevice, buffer: IoBuffer): Uint8A
   hash.update(buffer.bytes.subarray(0, lengthBytes));
   const head = Buffer.from(buffer.bytes.subarray(0, Math.min(lengthBytes, SECTOR_BYTES)));
   const log = head.byteLength === SECTOR_BYTES ? xfsLog(head) : undefined;
-  if (log !== undefined && log.offset + log.sectors * SECTOR_BYTES <= device.sizeBytes) hashLogHead(hash, device, buffer, log);
+  if (log !== undefined && log.offset + log.sectors * SECTOR_BYTES <= device.sizeBytes)
+    hashLogHead(hash, device, buffer, log);
   return hash.digest();
 }
 

@@ -19,8 +19,9 @@
  *    560  12 B            zero
  *    572  u32  crc32      (IEEE) of the 60 bytes before
  */
-import { HEADER_SIZE_BYTES } from './geometry.js';
+
 import { CowFormatError } from './errors.js';
+import { HEADER_SIZE_BYTES } from './geometry.js';
 
 export const COW_MAGIC = 4776;
 const FLAG_CLEAN = 1;
@@ -29,7 +30,15 @@ const FLAG_VMALLOC_UPPER = 4;
 const FLAGS_KNOWN = FLAG_CLEAN + FLAG_INDEX_ONLY + FLAG_VMALLOC_UPPER;
 
 const AT = { magic: 0, flags: 4, fpos: 8, fsize: 16, seqid: 24, uuid: 32, version: 48, changed: 56, end: 64 } as const;
-const EXTENSION = { start: 512, end: 576, magic: 0x58425743, fingerprint: 520, size: 552, reserved: 560, crc: 572 } as const;
+const EXTENSION = {
+  start: 512,
+  end: 576,
+  magic: 0x58425743,
+  fingerprint: 520,
+  size: 552,
+  reserved: 560,
+  crc: 572,
+} as const;
 const UUID_BYTES = 16;
 const FINGERPRINT_BYTES = 32;
 
@@ -109,7 +118,12 @@ export function decodeHeader(bytes: Uint8Array): CowHeader {
   };
 }
 
-function safeNumber(page: Buffer, at: number, code: 'ECOWFPOS' | 'ECOWSIZE' | 'ECOWSEQUENCE' | 'ECOWCOUNT', field: string): number {
+function safeNumber(
+  page: Buffer,
+  at: number,
+  code: 'ECOWFPOS' | 'ECOWSIZE' | 'ECOWSEQUENCE' | 'ECOWCOUNT',
+  field: string,
+): number {
   const value = page.readBigUInt64LE(at);
   if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw new CowFormatError(code, field, value, 'a number below 2^53');
   return Number(value);
@@ -127,7 +141,8 @@ function decodeExtension(page: Buffer): CowExtension | undefined {
   const bytes = page.subarray(EXTENSION.start, EXTENSION.end);
   if (bytes.every((byte) => byte === 0)) return undefined;
   const magic = page.readUInt32LE(EXTENSION.start);
-  if (magic !== EXTENSION.magic) throw new CowFormatError('ECOWEXTENSION', 'extension magic', magic, `${EXTENSION.magic} or 0`);
+  if (magic !== EXTENSION.magic)
+    throw new CowFormatError('ECOWEXTENSION', 'extension magic', magic, `${EXTENSION.magic} or 0`);
   const lengthBytes = page.readUInt32LE(EXTENSION.start + 4);
   if (lengthBytes !== EXTENSION.end - EXTENSION.start) {
     throw new CowFormatError('ECOWEXTENSION', 'extension length', lengthBytes, `${EXTENSION.end - EXTENSION.start}`);
@@ -138,7 +153,8 @@ function decodeExtension(page: Buffer): CowExtension | undefined {
   const reserved = page.subarray(EXTENSION.reserved, EXTENSION.crc).findIndex((byte) => byte !== 0);
   if (reserved >= 0) throw new CowFormatError('ECOWEXTENSION', `byte ${EXTENSION.reserved + reserved}`, 'set', '0');
   const size = page.readBigUInt64LE(EXTENSION.size);
-  if (size > BigInt(Number.MAX_SAFE_INTEGER)) throw new CowFormatError('ECOWEXTENSION', 'volume size', size, 'below 2^53');
+  if (size > BigInt(Number.MAX_SAFE_INTEGER))
+    throw new CowFormatError('ECOWEXTENSION', 'volume size', size, 'below 2^53');
   return {
     fingerprint: Uint8Array.from(page.subarray(EXTENSION.fingerprint, EXTENSION.fingerprint + FINGERPRINT_BYTES)),
     volumeSizeBytes: Number(size),

@@ -16,7 +16,10 @@ export interface EntryBounds {
 }
 
 /** Encodes entries into `out`, or into new memory. */
-export function encodeEntries(entries: Uint32Array, out: Buffer = Buffer.alloc(entries.length * ENTRY_SIZE_BYTES)): Buffer {
+export function encodeEntries(
+  entries: Uint32Array,
+  out: Buffer = Buffer.alloc(entries.length * ENTRY_SIZE_BYTES),
+): Buffer {
   entries.forEach((entry, i) => {
     out.writeUInt32LE(entry, i * ENTRY_SIZE_BYTES);
     out.writeUInt32LE(0, i * ENTRY_SIZE_BYTES + 4);
@@ -36,10 +39,20 @@ export function decodeEntries(bytes: Uint8Array, bounds: EntryBounds, firstBlock
     const low = view.getUint32(i * ENTRY_SIZE_BYTES, true);
     const high = view.getUint32(i * ENTRY_SIZE_BYTES + 4, true);
     if (high !== 0) {
-      throw new CowFormatError('ECOWENTRY', `entry of block ${firstBlock + i}`, (BigInt(high) << 32n) + BigInt(low), 'below 2^32');
+      throw new CowFormatError(
+        'ECOWENTRY',
+        `entry of block ${firstBlock + i}`,
+        (BigInt(high) << 32n) + BigInt(low),
+        'below 2^32',
+      );
     }
     if (low !== 0 && !bounds.indexOnly && (low < bounds.firstPlace || low >= bounds.endPlace)) {
-      throw new CowFormatError('ECOWENTRY', `entry of block ${firstBlock + i}`, low, `0 or from ${bounds.firstPlace} to ${bounds.endPlace - 1}`);
+      throw new CowFormatError(
+        'ECOWENTRY',
+        `entry of block ${firstBlock + i}`,
+        low,
+        `0 or from ${bounds.firstPlace} to ${bounds.endPlace - 1}`,
+      );
     }
     entries[i] = low;
   }

@@ -32,11 +32,18 @@ export const DEFAULT_WORKERS = Math.max(4, Math.min(8, cpus().length * 2));
 const VOLUME_NAME = /^[A-Za-z0-9._-]{1,64}$/;
 
 /** Attaches an origin. Everything is undone when a step fails. */
-export async function attachVolume(context: EngineContext, params: AttachParams, onAttention: (id: string) => void): Promise<Volume> {
+export async function attachVolume(
+  context: EngineContext,
+  params: AttachParams,
+  onAttention: (id: string) => void,
+): Promise<Volume> {
   const origin = resolveOrigin(params.origin);
   const name = params.name ?? basename(params.origin);
   if (!VOLUME_NAME.test(name) || name === '.' || name === '..') {
-    throw new CowbirdError('EINVAL', `"${name}" is no volume name ([A-Za-z0-9._-], 1 to 64 characters): give one with --name`);
+    throw new CowbirdError(
+      'EINVAL',
+      `"${name}" is no volume name ([A-Za-z0-9._-], 1 to 64 characters): give one with --name`,
+    );
   }
   const link = `/dev/cowbird/${name}`;
   if ([...context.volumes.values()].some((volume) => volume.record.name === name)) {
@@ -47,15 +54,24 @@ export async function attachVolume(context: EngineContext, params: AttachParams,
   try {
     refuseForeignLink(link);
   } catch (error) {
-    if (errnoOfError(error) === 16) throw new CowbirdError('EEXIST', `${link} exists already: give another name with --name`);
+    if (errnoOfError(error) === 16)
+      throw new CowbirdError('EEXIST', `${link} exists already: give another name with --name`);
     throw error;
   }
   return undoing(context, async (undo) => {
     const workers = Math.min(params.workers ?? DEFAULT_WORKERS, MAX_WORKERS);
     await context.pool.grow(workers);
-    const opened = await context.keeper.call('openOrigin', { path: origin, readOnly: params.readOnly === true, raw: params.raw === true });
+    const opened = await context.keeper.call('openOrigin', {
+      path: origin,
+      readOnly: params.readOnly === true,
+      raw: params.raw === true,
+    });
     undo.add('close the origin', () => context.keeper.call('closeFds', { fds: [opened.originFd, opened.memoryFd] }));
-    const fds = { origin: libc.duplicateFrom(context.keeper.pid, opened.originFd), memory: libc.duplicateFrom(context.keeper.pid, opened.memoryFd), fuse: -1 };
+    const fds = {
+      origin: libc.duplicateFrom(context.keeper.pid, opened.originFd),
+      memory: libc.duplicateFrom(context.keeper.pid, opened.memoryFd),
+      fuse: -1,
+    };
     undo.add('close the duplicates', () => [fds.origin, fds.memory].forEach(libc.close));
     const id = `volume-${name}`;
     const record: VolumeRecord = {
@@ -102,7 +118,8 @@ function ownFiles(context: EngineContext): string[] {
   const libraries = new Set<string>();
   for (const line of readFileSync('/proc/self/maps', 'utf8').split('\n')) {
     const path = line.slice(line.indexOf('/'));
-    if (line.includes('/') && !path.startsWith('/dev/') && !path.startsWith('/memfd:') && !path.endsWith(' (deleted)')) libraries.add(path);
+    if (line.includes('/') && !path.startsWith('/dev/') && !path.startsWith('/memfd:') && !path.endsWith(' (deleted)'))
+      libraries.add(path);
   }
   return [process.execPath, fileURLToPath(import.meta.url), context.paths.stateDir, context.paths.runDir, ...libraries];
 }
@@ -110,16 +127,26 @@ function ownFiles(context: EngineContext): string[] {
 /** Detaches a volume: refused while it is tracked, mounted or open. */
 export async function detachVolume(context: EngineContext, reference: string): Promise<void> {
   const volume = findVolume(context, reference);
-  if (volume === undefined) throw new CowbirdError('ENOENT', `No volume ${reference} is attached: \`cowbird list\` shows what is`);
+  if (volume === undefined)
+    throw new CowbirdError('ENOENT', `No volume ${reference} is attached: \`cowbird list\` shows what is`);
   const { snapshot, name, device } = volume.record;
   if (snapshot !== null) {
-    throw new CowbirdError('EBUSY', `${name} is tracked as minor ${snapshot.minor}: end that first with \`cowbird destroy ${snapshot.minor}\``);
+    throw new CowbirdError(
+      'EBUSY',
+      `${name} is tracked as minor ${snapshot.minor}: end that first with \`cowbird destroy ${snapshot.minor}\``,
+    );
   }
   await refuseInUse(device.node);
-  await withHelper(context, [], (helper) => helper.call('probeExclusive', { node: device.node })).catch((error: unknown) => {
-    if (errnoOfError(error) === 16) throw new CowbirdError('EBUSY', `${device.node} is claimed by the kernel (a file system, swap, or a device on top of it)`);
-    throw error;
-  });
+  await withHelper(context, [], (helper) => helper.call('probeExclusive', { node: device.node })).catch(
+    (error: unknown) => {
+      if (errnoOfError(error) === 16)
+        throw new CowbirdError(
+          'EBUSY',
+          `${device.node} is claimed by the kernel (a file system, swap, or a device on top of it)`,
+        );
+      throw error;
+    },
+  );
   await removeVolume(context, volume);
   saveAttached(context);
 }
@@ -138,7 +165,9 @@ export async function removeVolume(context: EngineContext, volume: Volume): Prom
   await context.keeper.call('dropVolume', { id: record.id });
 }
 
-const SavedVolumes = v.array(v.object({ name: v.string(), origin: v.string(), workers: v.number(), readOnly: v.boolean() }));
+const SavedVolumes = v.array(
+  v.object({ name: v.string(), origin: v.string(), workers: v.number(), readOnly: v.boolean() }),
+);
 
 function savedPath(context: EngineContext): string {
   return join(context.paths.stateDir, 'attached.json');
@@ -198,4 +227,3 @@ export function describeVolume(volume: Volume): VolumeInfo {
     mode: record.snapshot === null ? 'passthrough' : record.snapshot.mode,
   };
 }
-

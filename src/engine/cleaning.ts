@@ -10,8 +10,8 @@ import { mkdirSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { originFingerprint } from '../cow/fingerprint.js';
 import { errnoOfError, messageOf } from '../sys/errors.js';
-import { HeaderState, Word } from '../tracer/layout.js';
 import { type StoreOnDevice, writeHeader, writeIndex } from '../tracer/index-io.js';
+import { HeaderState, Word } from '../tracer/layout.js';
 import { writeDurably } from './attach.js';
 import { type EngineContext, runStepsAsync, withScratch } from './context.js';
 import type { SavedSeries } from './records.js';
@@ -42,7 +42,11 @@ export async function makeClean(context: EngineContext, target: Tracked): Promis
       await runStepsAsync(tracer.lockHeader());
       try {
         if (memory.get(Word.HEADER_STATE) !== HeaderState.CLEANING || memory.get(Word.FAILED) !== 0) return false;
-        const header = headerFor(volume, snapshot, { clean: true, changedBlocks: memory.get(Word.CHANGED), fingerprint });
+        const header = headerFor(volume, snapshot, {
+          clean: true,
+          changedBlocks: memory.get(Word.CHANGED),
+          fingerprint,
+        });
         // The series is saved first: without the header it is only a promise, the header without it is of no use.
         saveSeries(context, target, fingerprint);
         await runStepsAsync(writeHeader(store, buffer, header));
@@ -54,7 +58,12 @@ export async function makeClean(context: EngineContext, target: Tracked): Promis
     });
   } catch (error) {
     tracer.fail(errnoOfError(error));
-    context.emit({ event: 'snapshot.failed', level: 'error', message: `The COW file of minor ${snapshot.minor} could not be made clean: ${messageOf(error)}`, minor: snapshot.minor });
+    context.emit({
+      event: 'snapshot.failed',
+      level: 'error',
+      message: `The COW file of minor ${snapshot.minor} could not be made clean: ${messageOf(error)}`,
+      minor: snapshot.minor,
+    });
     return false;
   }
 }

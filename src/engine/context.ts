@@ -2,9 +2,9 @@
 import { lstatSync, mkdirSync, readlinkSync, renameSync, rmSync, symlinkSync, unlinkSync } from 'node:fs';
 import { dirname } from 'node:path';
 import type { IoBuffer } from '../block/device.js';
-import { performIo, type Steps } from '../tracer/steps.js';
-import * as libc from '../sys/libc.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
+import * as libc from '../sys/libc.js';
+import { performIo, type Steps } from '../tracer/steps.js';
 import type { Pool } from './pool.js';
 import type { HelperSession, Keeper } from './services.js';
 import { isDeadLink } from './stale.js';
@@ -73,7 +73,11 @@ export class Mutex {
 }
 
 /** A helper for the length of an action. */
-export async function withHelper<T>(context: EngineContext, fds: number[], action: (helper: HelperSession) => Promise<T>): Promise<T> {
+export async function withHelper<T>(
+  context: EngineContext,
+  fds: number[],
+  action: (helper: HelperSession) => Promise<T>,
+): Promise<T> {
   const helper = await context.keeper.helper(fds);
   try {
     return await action(helper);

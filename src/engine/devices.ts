@@ -29,7 +29,11 @@ export interface DeviceOptions {
 }
 
 /** Brings a device up. What fails is undone by the caller's list. */
-export async function openDevice(context: EngineContext, undo: Undo, options: DeviceOptions): Promise<{ record: DeviceRecord; fd: number }> {
+export async function openDevice(
+  context: EngineContext,
+  undo: Undo,
+  options: DeviceOptions,
+): Promise<{ record: DeviceRecord; fd: number }> {
   const { keeper, paths } = context;
   const { fuseFd } = await keeper.call('openFuse', {});
   undo.add('close the FUSE descriptor', () => keeper.call('closeFds', { fds: [fuseFd] }));
@@ -75,7 +79,9 @@ async function releaseNode(context: EngineContext, node: string): Promise<void> 
   const deadline = Date.now() + RELEASE_WAIT_MS;
   while (isBoundLoop(node)) {
     if (Date.now() > deadline) {
-      throw new CowbirdError('EBUSY', `${node} is still open somewhere${describe(openersOf(statSync(node).rdev))}`, { outcome: 'partial' });
+      throw new CowbirdError('EBUSY', `${node} is still open somewhere${describe(openersOf(statSync(node).rdev))}`, {
+        outcome: 'partial',
+      });
     }
     await new Promise((resolve) => setTimeout(resolve, LOOK_AGAIN_MS));
   }

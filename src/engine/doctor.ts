@@ -27,7 +27,12 @@ function checkRoot(): DoctorCheck {
   const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1] ?? '0';
   const hasSysAdmin = ((BigInt(`0x${effective}`) >> 21n) & 1n) === 1n;
   if (hasSysAdmin) return { name: 'root', status: 'ok', detail: 'root with CAP_SYS_ADMIN' };
-  return { name: 'root', status: 'missing', detail: 'root without CAP_SYS_ADMIN', fix: 'give the container CAP_SYS_ADMIN' };
+  return {
+    name: 'root',
+    status: 'missing',
+    detail: 'root without CAP_SYS_ADMIN',
+    fix: 'give the container CAP_SYS_ADMIN',
+  };
 }
 
 function checkDevice(path: string, fix: string): DoctorCheck {
@@ -46,7 +51,8 @@ export function hasResend(kernelRelease = release()): boolean {
 }
 
 function checkKernel(): DoctorCheck {
-  if (hasResend()) return { name: 'kernel', status: 'ok', detail: `${release()}: the driver may die under a mounted volume` };
+  if (hasResend())
+    return { name: 'kernel', status: 'ok', detail: `${release()}: the driver may die under a mounted volume` };
   return {
     name: 'kernel',
     status: 'warning',

@@ -19,9 +19,24 @@ import { Pool } from './pool.js';
 import type { VolumeRecord } from './records.js';
 import { type ReloadParams, reload } from './reload.js';
 import type { Keeper } from './services.js';
-import { destroy, type SetupParams, setupSnapshot, type ToSnapshotParams, transitionToIncremental, transitionToSnapshot } from './snapshots.js';
+import {
+  destroy,
+  type SetupParams,
+  setupSnapshot,
+  type ToSnapshotParams,
+  transitionToIncremental,
+  transitionToSnapshot,
+} from './snapshots.js';
 import { changesReport, StatusFile, statusDocument } from './status.js';
-import { closeSnapshotDevice, DEFAULT_CACHE_BYTES, headerFor, requireTransition, saveRecord, storeDeviceOf, tracked } from './tracking.js';
+import {
+  closeSnapshotDevice,
+  DEFAULT_CACHE_BYTES,
+  headerFor,
+  requireTransition,
+  saveRecord,
+  storeDeviceOf,
+  tracked,
+} from './tracking.js';
 import type { ChangesReport, StatusDocument, VolumeInfo } from './types.js';
 import { Volume } from './volume.js';
 import { Watch } from './watch.js';
@@ -58,7 +73,9 @@ export class Engine {
       pool,
       volumes: new Map(),
       emit: (event) => {
-        keeper.call('event', event).catch((error: unknown) => process.stderr.write(`event lost: ${messageOf(error)}\n`));
+        keeper
+          .call('event', event)
+          .catch((error: unknown) => process.stderr.write(`event lost: ${messageOf(error)}\n`));
       },
     };
     this.#watch = new Watch(this.#context);
@@ -80,7 +97,11 @@ export class Engine {
     const duplicates: Array<{ fd: number }> = [];
     for (const record of records) {
       const duplicate = (fd: number): number => libc.duplicateFrom(keeper.pid, fd);
-      const fds = { origin: duplicate(record.opened.originFd), fuse: duplicate(record.device.fuseFd), memory: duplicate(record.opened.memoryFd) };
+      const fds = {
+        origin: duplicate(record.opened.originFd),
+        fuse: duplicate(record.device.fuseFd),
+        memory: duplicate(record.opened.memoryFd),
+      };
       const volume = new Volume(record, fds, pool, () => this.#wakeWatch());
       volume.clearInFlight();
       volumes.set(record.id, volume);
@@ -91,12 +112,21 @@ export class Engine {
       if (snapshot.storeFd !== null) volume.storeFd = duplicate(snapshot.storeFd);
       if (snapshot.store.placeCount > 0) {
         const dirtyHeader = headerFor(volume, snapshot, { clean: false, changedBlocks: 0 });
-        volume.setStore({ config: snapshot.store, dirtyHeader }, storeDeviceOf(volume.storeFd, snapshot.store.placeCount));
+        volume.setStore(
+          { config: snapshot.store, dirtyHeader },
+          storeDeviceOf(volume.storeFd, snapshot.store.placeCount),
+        );
       }
       if (snapshot.device === null) continue;
       volume.snapshotFuseFd = duplicate(snapshot.device.fuseFd);
       duplicates.push({ fd: volume.snapshotFuseFd });
-      pool.addSession({ id: snapshot.device.id, volumeId: record.id, kind: 'snapshot', fd: volume.snapshotFuseFd, concurrency: record.workers });
+      pool.addSession({
+        id: snapshot.device.id,
+        volumeId: record.id,
+        kind: 'snapshot',
+        fd: volume.snapshotFuseFd,
+        concurrency: record.workers,
+      });
     }
     for (const { fd } of duplicates) this.#askAgain(fd);
   }
@@ -116,7 +146,12 @@ export class Engine {
       try {
         await attachVolume(this.#context, saved, () => this.#wakeWatch());
       } catch (error) {
-        this.#context.emit({ event: 'volume.lost', level: 'error', message: `${saved.name} (${saved.origin}) was not attached again: ${messageOf(error)}`, volume: saved.name });
+        this.#context.emit({
+          event: 'volume.lost',
+          level: 'error',
+          message: `${saved.name} (${saved.origin}) was not attached again: ${messageOf(error)}`,
+          volume: saved.name,
+        });
       }
     }
   }
@@ -151,7 +186,9 @@ export class Engine {
         this.#statusFile.update();
         this.#attention = false;
       })
-      .catch((error: unknown) => this.#context.emit({ event: 'watch.failed', level: 'error', message: messageOf(error) }));
+      .catch((error: unknown) =>
+        this.#context.emit({ event: 'watch.failed', level: 'error', message: messageOf(error) }),
+      );
   }
 
   /** One changing operation at a time; the status file is right when it returns. */
@@ -169,7 +206,12 @@ export class Engine {
   attach(params: AttachParams): Promise<VolumeInfo> {
     return this.#change(async () => {
       const volume = await attachVolume(this.#context, params, () => this.#wakeWatch());
-      this.#context.emit({ event: 'volume.attached', level: 'info', message: `${volume.record.origin} is ${volume.record.device.node}`, volume: volume.record.name });
+      this.#context.emit({
+        event: 'volume.attached',
+        level: 'info',
+        message: `${volume.record.origin} is ${volume.record.device.node}`,
+        volume: volume.record.name,
+      });
       return describeVolume(volume);
     });
   }
@@ -285,6 +327,11 @@ export class Engine {
     const { snapshot } = volume.record;
     if (snapshot === null) return;
     for (let attempt = 0; attempt < 5; attempt++) if (await makeClean(this.#context, { volume, snapshot })) return;
-    this.#context.emit({ event: 'snapshot.unclean', level: 'error', message: `Minor ${snapshot.minor} stays unclean: it was written until the end`, minor: snapshot.minor });
+    this.#context.emit({
+      event: 'snapshot.unclean',
+      level: 'error',
+      message: `Minor ${snapshot.minor} stays unclean: it was written until the end`,
+      minor: snapshot.minor,
+    });
   }
 }

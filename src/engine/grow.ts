@@ -7,12 +7,13 @@
  *
  * No worker ever waits for growth. It is asked for early; if the store is full first, the snapshot fails.
  */
+
+import { dataOffsetBytes } from '../cow/geometry.js';
 import { CowbirdError, messageOf } from '../sys/errors.js';
 import { BLOCK_BYTES, Word } from '../tracer/layout.js';
 import type { SlotRun, StoreConfig, StoreExtent } from '../tracer/store-map.js';
 import { isZero } from '../tracer/tracer.js';
 import { type EngineContext, withHelper, withScratch } from './context.js';
-import { dataOffsetBytes } from '../cow/geometry.js';
 import type { SnapshotRecord } from './records.js';
 import type { HelperSession } from './services.js';
 import { locateAndProve } from './store-setup.js';
@@ -24,15 +25,25 @@ const GROW_TIMEOUT_MS = 60_000;
 const LOW_WATER_DIVISOR = 2;
 
 /** `expand-cow-file`: the file becomes larger by so many bytes. */
-export async function expandCowFile(context: EngineContext, minor: number, bytes: number): Promise<{ storeBytes: number }> {
+export async function expandCowFile(
+  context: EngineContext,
+  minor: number,
+  bytes: number,
+): Promise<{ storeBytes: number }> {
   const target = tracked(context, minor);
   requireTransition(target, 'expandCowFile');
-  if (bytes < BLOCK_BYTES) throw new CowbirdError('EINVAL', `A COW file grows by one block (${BLOCK_BYTES} bytes) at least, not by ${bytes}`);
+  if (bytes < BLOCK_BYTES)
+    throw new CowbirdError('EINVAL', `A COW file grows by one block (${BLOCK_BYTES} bytes) at least, not by ${bytes}`);
   return { storeBytes: await grow(context, target, bytes, 0) };
 }
 
 /** `reconfigure-auto-expand`: a step of 0 ends it. */
-export async function reconfigureAutoExpand(context: EngineContext, minor: number, stepBytes: number, reservedBytes: number): Promise<void> {
+export async function reconfigureAutoExpand(
+  context: EngineContext,
+  minor: number,
+  stepBytes: number,
+  reservedBytes: number,
+): Promise<void> {
   const target = tracked(context, minor);
   requireTransition(target, 'reconfigureAutoExpand');
   target.snapshot.autoExpand = stepBytes === 0 ? null : { stepBytes, reservedBytes };
@@ -54,7 +65,12 @@ export async function growWhereLow(context: EngineContext): Promise<void> {
       // Not again at each look: the step is given up until it is configured anew.
       snapshot.autoExpand = null;
       await saveRecord(context, volume);
-      context.emit({ event: 'store.autoExpand', level: 'warning', message: `The COW file of minor ${snapshot.minor} cannot grow: ${messageOf(error)}`, minor: snapshot.minor });
+      context.emit({
+        event: 'store.autoExpand',
+        level: 'warning',
+        message: `The COW file of minor ${snapshot.minor} cannot grow: ${messageOf(error)}`,
+        minor: snapshot.minor,
+      });
     }
   }
 }
@@ -80,11 +96,21 @@ async function grow(context: EngineContext, target: Tracked, bytes: number, rese
       throw error;
     }
   });
-  context.emit({ event: 'store.grown', level: 'info', message: `The COW file of minor ${snapshot.minor} has ${toBytes} bytes`, minor: snapshot.minor, storeBytes: toBytes });
+  context.emit({
+    event: 'store.grown',
+    level: 'info',
+    message: `The COW file of minor ${snapshot.minor} has ${toBytes} bytes`,
+    minor: snapshot.minor,
+    storeBytes: toBytes,
+  });
   return toBytes;
 }
 
-async function extentsAfter(helper: HelperSession, { volume, snapshot }: Tracked, sizeBytes: number): Promise<StoreExtent[]> {
+async function extentsAfter(
+  helper: HelperSession,
+  { volume, snapshot }: Tracked,
+  sizeBytes: number,
+): Promise<StoreExtent[]> {
   if (snapshot.store.kind === 'device') return [];
   const extents = await locateAndProve(helper, volume, {
     file: snapshot.file,
@@ -148,7 +174,13 @@ function addPlace(runs: SlotRun[], place: number): void {
   else runs.push({ place, count: 1 });
 }
 
-async function takeIntoUse(context: EngineContext, { volume, snapshot }: Tracked, config: StoreConfig, storeBytes: number, keptBlocks: readonly number[]): Promise<void> {
+async function takeIntoUse(
+  context: EngineContext,
+  { volume, snapshot }: Tracked,
+  config: StoreConfig,
+  storeBytes: number,
+  keptBlocks: readonly number[],
+): Promise<void> {
   const next: SnapshotRecord = { ...snapshot, store: config, storeBytes };
   await volume.whilePaused(() => {
     const dirtyHeader = headerFor(volume, next, { clean: false, changedBlocks: 0 });

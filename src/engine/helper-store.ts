@@ -5,7 +5,20 @@
  * reads as zeros whatever is on the disk), fsync, extents, nonces, immutable. Whatever fails, the file is removed again.
  */
 import { createHash, randomBytes } from 'node:crypto';
-import { constants, closeSync, existsSync, fsyncSync, lstatSync, openSync, realpathSync, readSync, statSync, statfsSync, unlinkSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  existsSync,
+  fsyncSync,
+  lstatSync,
+  openSync,
+  readSync,
+  realpathSync,
+  statfsSync,
+  statSync,
+  unlinkSync,
+  writeSync,
+} from 'node:fs';
 import { basename, dirname, join, relative } from 'node:path';
 import { decodeHeader } from '../cow/header.js';
 import { encodeEntriesFromBitmap } from '../cow/index-codec.js';
@@ -36,7 +49,10 @@ export function createStore(params: Params<'createStore'>): CreatedStore {
     fsyncSync(fd);
     const stats = statSync(path);
     if (place.kind === 'origin' && isRealtimeFile(fd)) {
-      throw new CowbirdError('EINVAL', `${path} lies on an XFS realtime device, not on the volume: put the COW file elsewhere`);
+      throw new CowbirdError(
+        'EINVAL',
+        `${path} lies on an XFS realtime device, not on the volume: put the COW file elsewhere`,
+      );
     }
     syncDirectory(path);
     return { ...place, path: realpathSync(path), dev: stats.dev, ino: stats.ino, sizeBytes, immutable: false };
@@ -77,7 +93,10 @@ function placeOf(params: Params<'createStore'>): Pick<CreatedStore, 'kind' | 'mo
       );
     }
     if (own.startBytes === null) {
-      throw new CowbirdError('EINVAL', `${mount.mountPoint} lies on ${own.name}, which is stacked on the volume: put the COW file elsewhere`);
+      throw new CowbirdError(
+        'EINVAL',
+        `${mount.mountPoint} lies on ${own.name}, which is stacked on the volume: put the COW file elsewhere`,
+      );
     }
     if (mount.readOnlySuper || mount.readOnlyMount) {
       throw new CowbirdError('EINVAL', `${mount.mountPoint} is mounted read-only: remount it read-write`);
@@ -85,11 +104,17 @@ function placeOf(params: Params<'createStore'>): Pick<CreatedStore, 'kind' | 'mo
     return { kind: 'origin', mountPoint: mount.mountPoint, startBytes: own.startBytes };
   }
   if (params.onVolumeOnly) {
-    throw new CowbirdError('EINVAL', `${params.path} is not on the volume ${params.node}; \`cowbird setup-snapshot\` allows that, dbdctl does not`);
+    throw new CowbirdError(
+      'EINVAL',
+      `${params.path} is not on the volume ${params.node}; \`cowbird setup-snapshot\` allows that, dbdctl does not`,
+    );
   }
   for (const node of params.volumeNodes) {
     if (deviceNumbersOn(node).some(({ number, name }) => isOn(mount, dev, number, name))) {
-      throw new CowbirdError('EINVAL', `${params.path} lies on ${node}, a volume that Cowbird serves itself: put the COW file on a file system of a disk that is not attached`);
+      throw new CowbirdError(
+        'EINVAL',
+        `${params.path} lies on ${node}, a volume that Cowbird serves itself: put the COW file on a file system of a disk that is not attached`,
+      );
     }
   }
   return { kind: 'device', mountPoint: '', startBytes: 0 };
@@ -114,7 +139,10 @@ function mountOf(path: string): MountEntry {
 function refuseTooLarge(path: string, sizeBytes: number): void {
   const { bavail, bsize, bfree } = statfsSync(dirname(path));
   if (sizeBytes > bfree * bsize) {
-    throw new CowbirdError('ENOSPC', `A COW file of ${sizeBytes} bytes does not fit: ${bavail * bsize} bytes are free on its file system`);
+    throw new CowbirdError(
+      'ENOSPC',
+      `A COW file of ${sizeBytes} bytes does not fit: ${bavail * bsize} bytes are free on its file system`,
+    );
   }
 }
 
@@ -161,7 +189,8 @@ function syncDirectory(path: string): void {
 function asRefusal(error: unknown, subject: string): unknown {
   if (error instanceof CowbirdError) return error;
   const errno = errnoOfError(error);
-  if (errno === 28) return new CowbirdError('ENOSPC', `No space for the ${subject}: free some, or choose a smaller size`);
+  if (errno === 28)
+    return new CowbirdError('ENOSPC', `No space for the ${subject}: free some, or choose a smaller size`);
   if (errno === 27) return new CowbirdError('EFBIG', `The ${subject} is larger than its file system allows`);
   return error;
 }
@@ -172,7 +201,11 @@ export function openStore(file: StoreFile, flags: number): number {
   const stats = lstatSync(file.path);
   if (stats.ino === file.ino && stats.isFile()) return fd;
   closeSync(fd);
-  throw new CowbirdError('EUCLEAN', `${file.path} is another file than the one that was set up (inode ${stats.ino}, expected ${file.ino})`, { outcome: 'failed' });
+  throw new CowbirdError(
+    'EUCLEAN',
+    `${file.path} is another file than the one that was set up (inode ${stats.ino}, expected ${file.ino})`,
+    { outcome: 'failed' },
+  );
 }
 
 function withStore<T>(file: StoreFile, flags: number, action: (fd: number) => T): T {
@@ -247,7 +280,10 @@ export function growStore(params: Params<'growStore'>): null {
   const { file, fromBytes, toBytes, reservedBytes } = params;
   const { bavail, bsize } = statfsSync(file.path);
   if (toBytes - fromBytes + reservedBytes > bavail * bsize) {
-    throw new CowbirdError('ENOSPC', `The COW file cannot grow by ${toBytes - fromBytes} bytes: ${bavail * bsize} are free and ${reservedBytes} are reserved`);
+    throw new CowbirdError(
+      'ENOSPC',
+      `The COW file cannot grow by ${toBytes - fromBytes} bytes: ${bavail * bsize} are free and ${reservedBytes} are reserved`,
+    );
   }
   return whileMutable(file, (fd) => {
     try {
@@ -298,7 +334,9 @@ export function closeStore(params: Params<'closeStore'>): null {
     const back = Buffer.alloc(BLOCK_BYTES);
     readWhole(fd, back, 0);
     if (!back.equals(header)) {
-      throw new CowbirdError('EIO', `The header of ${file.path} does not read back as it was written`, { outcome: 'failed' });
+      throw new CowbirdError('EIO', `The header of ${file.path} does not read back as it was written`, {
+        outcome: 'failed',
+      });
     }
     syncDirectory(file.path);
     return null;

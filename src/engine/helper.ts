@@ -132,7 +132,9 @@ const calls: Implementation = {
     const wasFrozen = frozen.length;
     const failures = thawAll();
     if (failures > 0) {
-      throw new CowbirdError('EINVAL', `${failures} of ${wasFrozen} file systems had been thawed by somebody else`, { outcome: 'failed' });
+      throw new CowbirdError('EINVAL', `${failures} of ${wasFrozen} file systems had been thawed by somebody else`, {
+        outcome: 'failed',
+      });
     }
     return null;
   },

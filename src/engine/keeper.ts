@@ -75,7 +75,10 @@ export class EngineKeeper {
 
   /** Starts the engine; resolves when it serves what the records hold. */
   async start(): Promise<void> {
-    const child = fork(this.#options.enginePath, [], { stdio: ['ignore', 'inherit', 'inherit', 'ipc'], execArgv: process.execArgv });
+    const child = fork(this.#options.enginePath, [], {
+      stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
+      execArgv: process.execArgv,
+    });
     const rpc = new Rpc(childChannel(child), (name, params) => this.#serve(name, params));
     const begin: EngineStart = { keeperPid: process.pid, volumes: this.volumes, options: this.#options.engineStart };
     const ready = rpc.call('start', begin).then(() => {
@@ -131,7 +134,11 @@ export class EngineKeeper {
     });
     setTimeout(() => {
       this.start().catch((error: unknown) =>
-        this.#options.onEvent({ event: 'engine.failed', level: 'error', message: `The engine did not start: ${messageOf(error)}` }),
+        this.#options.onEvent({
+          event: 'engine.failed',
+          level: 'error',
+          message: `The engine did not start: ${messageOf(error)}`,
+        }),
       );
     }, this.#backoffMs);
     this.#backoffMs = Math.min(BACKOFF_MS_MAX, this.#backoffMs * 2);
@@ -174,7 +181,11 @@ export class EngineKeeper {
 
   #startHelper(fds: number[]): { helper: number } {
     const program = fileURLToPath(new URL('./helper.js', import.meta.url));
-    const child = fork(program, [], { stdio: ['ignore', 'inherit', 'inherit', 'ipc', ...fds], execArgv: process.execArgv, cwd: '/' });
+    const child = fork(program, [], {
+      stdio: ['ignore', 'inherit', 'inherit', 'ipc', ...fds],
+      execArgv: process.execArgv,
+      cwd: '/',
+    });
     const helper = this.#nextHelper++;
     const rpc = new Rpc(childChannel(child), async (name) => {
       throw new CowbirdError('ENOSYS', `A helper asks for nothing, and not for ${name}`);
@@ -186,7 +197,8 @@ export class EngineKeeper {
 
   async #callHelper(helper: number, call: string, params: unknown, timeoutMs: number): Promise<unknown> {
     const entry = this.#helpers.get(helper);
-    if (entry === undefined) throw new CowbirdError('EPIPE', `Helper ${helper} has ended before ${call}`, { outcome: 'failed' });
+    if (entry === undefined)
+      throw new CowbirdError('EPIPE', `Helper ${helper} has ended before ${call}`, { outcome: 'failed' });
     try {
       return await entry.rpc.call(call, params, timeoutMs);
     } catch (error) {
@@ -201,7 +213,11 @@ function isKeeperCall(calls: Implementation, name: string): name is KeeperCall {
   return Object.hasOwn(calls, name);
 }
 
-function run<N extends KeeperCall>(calls: Implementation, name: N, params: KeeperCalls[N]['params']): Promise<KeeperCalls[N]['result']> {
+function run<N extends KeeperCall>(
+  calls: Implementation,
+  name: N,
+  params: KeeperCalls[N]['params'],
+): Promise<KeeperCalls[N]['result']> {
   return calls[name](params);
 }
 
@@ -244,8 +260,10 @@ function openClaimed(path: string, flags: number, writable: boolean): number {
     return libc.open(path, flags + (writable ? libc.O_RDWR : libc.O_RDONLY));
   } catch (error) {
     const errno = errnoOfError(error);
-    if (errno === EBUSY) throw new CowbirdError('EBUSY', `${path} is mounted or claimed by somebody else: unmount or release it first`);
-    if (errno === EINVAL) throw new CowbirdError('EINVAL', `${path} lies on a file system without O_DIRECT, which the write path needs`);
+    if (errno === EBUSY)
+      throw new CowbirdError('EBUSY', `${path} is mounted or claimed by somebody else: unmount or release it first`);
+    if (errno === EINVAL)
+      throw new CowbirdError('EINVAL', `${path} lies on a file system without O_DIRECT, which the write path needs`);
     throw error;
   }
 }
@@ -255,9 +273,13 @@ function describeOrigin(path: string, fd: number, isFile: boolean, writable: boo
   const sizeBytes = bytes - (bytes % SECTOR_BYTES);
   const blockCount = Math.ceil(sizeBytes / BLOCK_BYTES);
   if (blockCount === 0) throw new CowbirdError('EINVAL', `${path} has ${bytes} bytes, which is less than one sector`);
-  if (blockCount > MAX_BLOCKS) throw new CowbirdError('EFBIG', `${path} has ${bytes} bytes; volumes have 16 TiB at most`);
+  if (blockCount > MAX_BLOCKS)
+    throw new CowbirdError('EFBIG', `${path} has ${bytes} bytes; volumes have 16 TiB at most`);
   if (isFile && !tryLockImage(fd, writable)) {
-    throw new CowbirdError('EBUSY', `${path} is locked by another program, such as QEMU or another Cowbird: end that first`);
+    throw new CowbirdError(
+      'EBUSY',
+      `${path} is locked by another program, such as QEMU or another Cowbird: end that first`,
+    );
   }
   return {
     originFd: fd,
@@ -273,7 +295,10 @@ function refuseOtherFormats(fd: number, path: string): void {
   const magic = Buffer.alloc(4);
   readSync(fd, magic, 0, 4, 0);
   if (magic.toString('latin1') === 'QFI\xfb') {
-    throw new CowbirdError('EINVAL', `${path} begins like a qcow2 image, not like a disk: convert it, or attach its bytes as they are with --raw`);
+    throw new CowbirdError(
+      'EINVAL',
+      `${path} begins like a qcow2 image, not like a disk: convert it, or attach its bytes as they are with --raw`,
+    );
   }
 }
 

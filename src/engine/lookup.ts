@@ -70,8 +70,12 @@ export function volumeForSnapshot(context: EngineContext, device: string): Volum
   if (volume !== undefined) return volume;
   const real = realPath(device);
   if (real === undefined) throw new CowbirdError('ENOENT', `${device} does not exist`);
-  if (!statSync(real).isBlockDevice()) throw new CowbirdError('ENOTBLK', `${device} is not a block device, nor an attached image`);
-  throw new CowbirdError('EINVAL', `${device} is not attached to Cowbird: attach it first with \`cowbird attach ${device}\``);
+  if (!statSync(real).isBlockDevice())
+    throw new CowbirdError('ENOTBLK', `${device} is not a block device, nor an attached image`);
+  throw new CowbirdError(
+    'EINVAL',
+    `${device} is not attached to Cowbird: attach it first with \`cowbird attach ${device}\``,
+  );
 }
 
 export function findByMinor(context: EngineContext, minor: number): Volume | undefined {
@@ -85,7 +89,11 @@ export function refuseSecondUse(context: EngineContext, origin: string): void {
   for (const volume of context.volumes.values()) {
     const other = statSync(volume.record.origin);
     const same = stats.isBlockDevice() ? other.isBlockDevice() && other.rdev === stats.rdev : sameFile(other, stats);
-    if (same) throw new CowbirdError('EBUSY', `${origin} is attached already, as ${volume.record.name} on ${volume.record.device.node}`);
+    if (same)
+      throw new CowbirdError(
+        'EBUSY',
+        `${origin} is attached already, as ${volume.record.name} on ${volume.record.device.node}`,
+      );
   }
   for (const { node, backingFile } of boundLoops()) {
     if (isServedByUs(context, node)) {
@@ -97,7 +105,10 @@ export function refuseSecondUse(context: EngineContext, origin: string): void {
     if (backingFile.startsWith(`${context.paths.fuseDir}/`)) continue;
     const real = realPath(backingFile);
     if (stats.isFile() && real !== undefined && sameFile(statSync(real), stats)) {
-      throw new CowbirdError('EBUSY', `${origin} is behind the loop device ${node}: detach that first with \`losetup -d ${node}\``);
+      throw new CowbirdError(
+        'EBUSY',
+        `${origin} is behind the loop device ${node}: detach that first with \`losetup -d ${node}\``,
+      );
     }
   }
 }
@@ -122,14 +133,20 @@ export function refuseOwnFiles(origin: string, needed: readonly string[]): void 
     const real = realPath(path);
     if (real === undefined) continue;
     const layers = devicesBelow(statSync(real).dev);
-    const hit = stats.isBlockDevice() ? layers.numbers.has(deviceNumber(stats.rdev)) : layers.files.some((file) => sameFile(file, stats));
-    if (hit) throw new CowbirdError('EBUSY', `${origin} holds ${path}, which Cowbird itself needs: move that to another disk first`);
+    const hit = stats.isBlockDevice()
+      ? layers.numbers.has(deviceNumber(stats.rdev))
+      : layers.files.some((file) => sameFile(file, stats));
+    if (hit)
+      throw new CowbirdError(
+        'EBUSY',
+        `${origin} holds ${path}, which Cowbird itself needs: move that to another disk first`,
+      );
   }
 }
 
 /** The block devices and image files that a file system's device stands on, all the way down. */
 function devicesBelow(dev: number): { numbers: Set<string>; files: Array<{ dev: number; ino: number }> } {
-  const found = { numbers: new Set<string>(), files: new Array<{ dev: number; ino: number }>() };
+  const found = { numbers: new Set<string>(), files: [] as { dev: number; ino: number }[] };
   const loops = boundLoops();
   const visit = (name: string): void => {
     const base = `/sys/class/block/${name}`;

@@ -76,11 +76,13 @@ export class Pool {
   }
 
   #introduce(member: Member): void {
-    for (const volume of this.#volumes.values()) member.port.postMessage({ type: 'addVolume', volume } satisfies ToWorker);
+    for (const volume of this.#volumes.values())
+      member.port.postMessage({ type: 'addVolume', volume } satisfies ToWorker);
     for (const [volumeId, { generation, store }] of this.#stores) {
       member.port.postMessage({ type: 'setStore', volumeId, generation, store } satisfies ToWorker);
     }
-    for (const session of this.#sessions.values()) member.port.postMessage({ type: 'addSession', session } satisfies ToWorker);
+    for (const session of this.#sessions.values())
+      member.port.postMessage({ type: 'addSession', session } satisfies ToWorker);
     this.#wake(member);
   }
 

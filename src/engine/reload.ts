@@ -15,10 +15,10 @@ import { dataOffsetBytes } from '../cow/geometry.js';
 import { type CowHeader, decodeHeader } from '../cow/header.js';
 import { CowbirdError, errnoOfError, messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
-import { BLOCK_BYTES, HeaderState, Mode, Word } from '../tracer/layout.js';
 import { loadIndex, readHeaderPage } from '../tracer/index-io.js';
-import { type EngineContext, runStepsAsync, undoing, withScratch } from './context.js';
+import { BLOCK_BYTES, HeaderState, Mode, Word } from '../tracer/layout.js';
 import { storeOf } from './cleaning.js';
+import { type EngineContext, runStepsAsync, undoing, withScratch } from './context.js';
 import { isMountedWritable, mountsOn, volumeForSnapshot } from './lookup.js';
 import type { SavedSeries, SnapshotRecord } from './records.js';
 import { requireFreeMinor } from './snapshots.js';
@@ -61,7 +61,11 @@ const Saved = v.object({
 const EINVAL = 22;
 
 /** Records the promise, and keeps it at once where the state directory knows the series. */
-export async function reload(context: EngineContext, params: ReloadParams, mode: 'snapshot' | 'incremental'): Promise<void> {
+export async function reload(
+  context: EngineContext,
+  params: ReloadParams,
+  mode: 'snapshot' | 'incremental',
+): Promise<void> {
   const volume = volumeForSnapshot(context, params.device);
   const alias = params.alias ?? null;
   requireFreeMinor(context, volume, params.minor, alias);
@@ -83,7 +87,11 @@ export async function reload(context: EngineContext, params: ReloadParams, mode:
   await takeOver(context, volume, snapshot, saved, mode);
 }
 
-function recordFor(params: ReloadParams, mode: 'snapshot' | 'incremental', saved: SavedSeries | undefined): SnapshotRecord {
+function recordFor(
+  params: ReloadParams,
+  mode: 'snapshot' | 'incremental',
+  saved: SavedSeries | undefined,
+): SnapshotRecord {
   return {
     minor: params.minor,
     uuid: saved?.uuid ?? '',
@@ -97,7 +105,10 @@ function recordFor(params: ReloadParams, mode: 'snapshot' | 'incremental', saved
     startBytes: saved?.startBytes ?? 0,
     fsType: saved?.fsType ?? '',
     fallocateBytes: saved?.storeBytes ?? 0,
-    cacheBytes: params.cacheBytes === undefined || params.cacheBytes === 0 ? (saved?.cacheBytes ?? DEFAULT_CACHE_BYTES) : params.cacheBytes,
+    cacheBytes:
+      params.cacheBytes === undefined || params.cacheBytes === 0
+        ? (saved?.cacheBytes ?? DEFAULT_CACHE_BYTES)
+        : params.cacheBytes,
     autoExpand: null,
     alias: params.alias ?? null,
     ignoreErrors: params.ignoreErrors === true,
@@ -122,14 +133,24 @@ function findSeries(context: EngineContext, volume: Volume, cowFile: string): Sa
       const saved = v.parse(Saved, JSON.parse(readFileSync(join(directory, name), 'utf8')));
       if (saved.origin === volume.record.origin && saved.cowFile === cowFile) return saved;
     } catch (error) {
-      context.emit({ event: 'state.damaged', level: 'warning', message: `${join(directory, name)} cannot be used: ${messageOf(error)}` });
+      context.emit({
+        event: 'state.damaged',
+        level: 'warning',
+        message: `${join(directory, name)} cannot be used: ${messageOf(error)}`,
+      });
     }
   }
   return undefined;
 }
 
 /** Loads the index and begins to track; what does not agree fails the series with its reason, and tracks nothing. */
-async function takeOver(context: EngineContext, volume: Volume, snapshot: SnapshotRecord, saved: SavedSeries, mode: 'snapshot' | 'incremental'): Promise<void> {
+async function takeOver(
+  context: EngineContext,
+  volume: Volume,
+  snapshot: SnapshotRecord,
+  saved: SavedSeries,
+  mode: 'snapshot' | 'incremental',
+): Promise<void> {
   await undoing(context, async (undo) => {
     if (saved.store.kind === 'device') {
       const { storeFd } = await context.keeper.call('openStore', { path: saved.file.path });
@@ -156,13 +177,23 @@ async function takeOver(context: EngineContext, volume: Volume, snapshot: Snapsh
     } catch (error) {
       snapshot.failure = messageOf(error);
       volume.tracer.fail(EINVAL);
-      context.emit({ event: 'reload.refused', level: 'error', message: `Minor ${snapshot.minor}: ${messageOf(error)}`, minor: snapshot.minor });
+      context.emit({
+        event: 'reload.refused',
+        level: 'error',
+        message: `Minor ${snapshot.minor}: ${messageOf(error)}`,
+        minor: snapshot.minor,
+      });
     }
     await saveRecord(context, volume);
   });
 }
 
-async function verifyAndLoad(volume: Volume, snapshot: SnapshotRecord, saved: SavedSeries, mode: 'snapshot' | 'incremental'): Promise<void> {
+async function verifyAndLoad(
+  volume: Volume,
+  snapshot: SnapshotRecord,
+  saved: SavedSeries,
+  mode: 'snapshot' | 'incremental',
+): Promise<void> {
   const { memory } = volume;
   if (saved.sizeBytes !== volume.record.opened.sizeBytes) {
     throw new Error(`the volume has ${volume.record.opened.sizeBytes} bytes and had ${saved.sizeBytes}`);
@@ -172,13 +203,25 @@ async function verifyAndLoad(volume: Volume, snapshot: SnapshotRecord, saved: Sa
     const header = decodeHeader(await runStepsAsync(readHeaderPage(store, buffer)));
     requireAgreement(header, saved, mode);
     const fingerprint = Buffer.from(originFingerprint(volume.origin, buffer)).toString('hex');
-    if (fingerprint !== saved.fingerprint || Buffer.from(header.extension?.fingerprint ?? []).toString('hex') !== fingerprint) {
-      throw new Error('the origin was used without Cowbird since the COW file became clean, so changes may be missing: begin a new series, and compare contents for its first backup');
+    if (
+      fingerprint !== saved.fingerprint ||
+      Buffer.from(header.extension?.fingerprint ?? []).toString('hex') !== fingerprint
+    ) {
+      throw new Error(
+        'the origin was used without Cowbird since the COW file became clean, so changes may be missing: begin a new series, and compare contents for its first backup',
+      );
     }
     const firstPlace = dataOffsetBytes(volume.blockCount) / BLOCK_BYTES;
     // Writes are held while the index comes in: whatever they mark would be counted twice or not at all.
-    const found = await runStepsAsync(loadIndex(memory, store, buffer, { indexOnly: mode === 'incremental', firstPlace, endPlace: saved.store.placeCount }));
-    if (found !== header.changedBlocks) throw new Error(`its index has ${found} entries and its header says ${header.changedBlocks}`);
+    const found = await runStepsAsync(
+      loadIndex(memory, store, buffer, {
+        indexOnly: mode === 'incremental',
+        firstPlace,
+        endPlace: saved.store.placeCount,
+      }),
+    );
+    if (found !== header.changedBlocks)
+      throw new Error(`its index has ${found} entries and its header says ${header.changedBlocks}`);
     await volume.whilePaused(() => {
       const again = Buffer.from(originFingerprint(volume.origin, buffer)).toString('hex');
       if (again !== saved.fingerprint) throw new Error('the volume was written while it was being reloaded');
@@ -189,11 +232,13 @@ async function verifyAndLoad(volume: Volume, snapshot: SnapshotRecord, saved: Sa
 }
 
 function requireAgreement(header: CowHeader, saved: SavedSeries, mode: 'snapshot' | 'incremental'): void {
-  if (!header.clean) throw new Error('the COW file is unclean: the machine or the daemon ended without closing it, so changes may be missing');
+  if (!header.clean)
+    throw new Error(
+      'the COW file is unclean: the machine or the daemon ended without closing it, so changes may be missing',
+    );
   const headerMode = header.indexOnly ? 'incremental' : 'snapshot';
   if (headerMode !== mode) throw new Error(`the COW file is in ${headerMode} mode: use reload-${headerMode}`);
   if (Buffer.from(header.uuid).toString('hex') !== saved.uuid || header.sequenceId !== saved.sequenceId) {
     throw new Error(`the COW file is of sequence ${header.sequenceId} of another series`);
   }
 }
-

@@ -2,7 +2,7 @@
  * Calls between two processes over Node's IPC channel: `{call, id, params}` answered by `{id, result}` or `{id, error}`.
  * Errors cross with their code, errno and outcome. When the channel ends, every open call fails with EPIPE.
  */
-import { CowbirdError, errnoOfError, codeOf, messageOf } from '../sys/errors.js';
+import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 
 /** The part of a child process, or of our own process, that carries messages. */
 export interface Channel {
@@ -46,7 +46,9 @@ export class Rpc {
           ? undefined
           : setTimeout(() => {
               this.#open.delete(id);
-              reject(new CowbirdError('ETIMEDOUT', `${name} did not end within ${timeoutMs} ms`, { outcome: 'failed' }));
+              reject(
+                new CowbirdError('ETIMEDOUT', `${name} did not end within ${timeoutMs} ms`, { outcome: 'failed' }),
+              );
             }, timeoutMs);
       this.#open.set(id, {
         resolve: (value) => {

@@ -25,7 +25,11 @@ export const HELPER_FD_FIRST = 4;
 
 /** A helper in use: one process, one call at a time, ended by `end`. */
 export interface HelperSession {
-  call<N extends HelperCall>(name: N, params: HelperCalls[N]['params'], timeoutMs?: number): Promise<HelperCalls[N]['result']>;
+  call<N extends HelperCall>(
+    name: N,
+    params: HelperCalls[N]['params'],
+    timeoutMs?: number,
+  ): Promise<HelperCalls[N]['result']>;
   end(): Promise<void>;
 }
 

@@ -7,15 +7,15 @@
 import { randomBytes } from 'node:crypto';
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { dataOffsetBytes } from '../cow/geometry.js';
+import { FdDevice } from '../block/device.js';
 import { detectFileSystem } from '../cow/fingerprint.js';
+import { dataOffsetBytes } from '../cow/geometry.js';
 import { CowbirdError, messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
+import { writeHeader } from '../tracer/index-io.js';
 import { BLOCK_BYTES, Mode, Word } from '../tracer/layout.js';
 import { runSteps } from '../tracer/steps.js';
-import { writeHeader } from '../tracer/index-io.js';
 import { StoreMap } from '../tracer/store-map.js';
-import { FdDevice } from '../block/device.js';
 import { type EngineContext, refuseForeignLink, undoing, withHelper, withScratch } from './context.js';
 import { findByMinor, isMountedWritable, mountsOn, refuseInUse, volumeForSnapshot } from './lookup.js';
 import type { SnapshotRecord } from './records.js';
@@ -56,11 +56,19 @@ export interface SetupParams {
 }
 
 /** Minor free, volume not tracked, link names free: else the errno that dattobd has. */
-export function requireFreeMinor(context: EngineContext, volume: Volume, minor: number, alias: SnapshotRecord['alias']): void {
-  if (findByMinor(context, minor) !== undefined) throw new CowbirdError('EBUSY', `Minor ${minor} is in use: \`cowbird get-free-minor\` prints one that is not`);
+export function requireFreeMinor(
+  context: EngineContext,
+  volume: Volume,
+  minor: number,
+  alias: SnapshotRecord['alias'],
+): void {
+  if (findByMinor(context, minor) !== undefined)
+    throw new CowbirdError('EBUSY', `Minor ${minor} is in use: \`cowbird get-free-minor\` prints one that is not`);
   const other = volume.record.snapshot;
-  if (other !== null) throw new CowbirdError('EINVAL', `${volume.record.name} is tracked already, as minor ${other.minor}`);
-  if (volume.record.opened.readOnly) throw new CowbirdError('EINVAL', `${volume.record.name} is read-only: there is nothing to track`);
+  if (other !== null)
+    throw new CowbirdError('EINVAL', `${volume.record.name} is tracked already, as minor ${other.minor}`);
+  if (volume.record.opened.readOnly)
+    throw new CowbirdError('EINVAL', `${volume.record.name} is read-only: there is nothing to track`);
   for (const link of snapshotLinks(minor, alias)) refuseForeignLink(link);
 }
 
@@ -91,7 +99,13 @@ export async function setupSnapshot(context: EngineContext, params: SetupParams)
       return { ...result, device };
     }),
   );
-  context.emit({ event: 'snapshot.created', level: 'info', message: `Snapshot ${params.minor} of ${volume.record.name}`, minor: params.minor, volume: volume.record.name });
+  context.emit({
+    event: 'snapshot.created',
+    level: 'info',
+    message: `Snapshot ${params.minor} of ${volume.record.name}`,
+    minor: params.minor,
+    volume: volume.record.name,
+  });
   return { device: target.device };
 }
 
@@ -102,11 +116,20 @@ async function requireMountedOrRaw(volume: Volume): Promise<void> {
   const { name, device } = volume.record;
   if (mounts.length > 0) throw new CowbirdError('EINVAL', `${name} is mounted read-only: remount it read-write first`);
   const found = await withScratch((buffer) => detectFileSystem(volume.origin, buffer));
-  if (found !== 'none') throw new CowbirdError('EINVAL', `${name} holds an ${found} file system that is not mounted: mount ${device.node} first`);
+  if (found !== 'none')
+    throw new CowbirdError(
+      'EINVAL',
+      `${name} holds an ${found} file system that is not mounted: mount ${device.node} first`,
+    );
 }
 
 function newRecord(
-  params: { minor: number; cacheBytes?: number | undefined; alias?: SnapshotRecord['alias'] | undefined; ignoreErrors?: boolean | undefined },
+  params: {
+    minor: number;
+    cacheBytes?: number | undefined;
+    alias?: SnapshotRecord['alias'] | undefined;
+    ignoreErrors?: boolean | undefined;
+  },
   store: PreparedStore,
   series: { uuid: string; sequenceId: number },
 ): SnapshotRecord {
@@ -134,9 +157,16 @@ function newRecord(
 
 /** The new store's header says "unclean" on the disk before the first block is saved. */
 async function writeFirstHeader(volume: Volume, snapshot: SnapshotRecord, store: PreparedStore): Promise<void> {
-  const header = headerFor(volume, { ...snapshot, store: { ...snapshot.store, slots: [] } }, { clean: false, changedBlocks: 0 });
-  const device = store.ownFd === undefined ? volume.origin : new FdDevice(store.ownFd, store.config.placeCount * BLOCK_BYTES, false);
-  await withScratch((buffer) => runSteps(writeHeader({ map: new StoreMap(store.config), device }, buffer, header), noWait));
+  const header = headerFor(
+    volume,
+    { ...snapshot, store: { ...snapshot.store, slots: [] } },
+    { clean: false, changedBlocks: 0 },
+  );
+  const device =
+    store.ownFd === undefined ? volume.origin : new FdDevice(store.ownFd, store.config.placeCount * BLOCK_BYTES, false);
+  await withScratch((buffer) =>
+    runSteps(writeHeader({ map: new StoreMap(store.config), device }, buffer, header), noWait),
+  );
 }
 
 function noWait(): never {
@@ -162,7 +192,13 @@ export async function transitionToIncremental(context: EngineContext, minor: num
   const dataOffset = dataOffsetBytes(volume.blockCount);
   const before = snapshot.store;
   const after = indexPart(before, volume.blockCount);
-  const incremental: SnapshotRecord = { ...snapshot, mode: 'incremental', store: after, storeBytes: dataOffset, autoExpand: null };
+  const incremental: SnapshotRecord = {
+    ...snapshot,
+    mode: 'incremental',
+    store: after,
+    storeBytes: dataOffset,
+    autoExpand: null,
+  };
   await volume.whilePaused(() => {
     volume.memory.set(Word.MODE, Mode.INCREMENTAL);
     // What the store gives back is part of the volume again, and not what the last image has there.
@@ -173,8 +209,15 @@ export async function transitionToIncremental(context: EngineContext, minor: num
   });
   await saveRecord(context, volume);
   clearMemory(volume, { index: true, maps: [] });
-  await withHelper(context, [], (helper) => helper.call('truncateStore', { file: snapshot.file, lengthBytes: dataOffset })).catch((error: unknown) =>
-    context.emit({ event: 'store.truncate', level: 'warning', message: `${snapshot.file.path} keeps its size: ${messageOf(error)}`, minor }),
+  await withHelper(context, [], (helper) =>
+    helper.call('truncateStore', { file: snapshot.file, lengthBytes: dataOffset }),
+  ).catch((error: unknown) =>
+    context.emit({
+      event: 'store.truncate',
+      level: 'warning',
+      message: `${snapshot.file.path} keeps its size: ${messageOf(error)}`,
+      minor,
+    }),
   );
 }
 
@@ -186,16 +229,24 @@ export interface ToSnapshotParams {
 }
 
 /** From incremental (or a failed snapshot) to the next snapshot of the series. The old COW file is left with the changes. */
-export async function transitionToSnapshot(context: EngineContext, params: ToSnapshotParams): Promise<{ device: string }> {
+export async function transitionToSnapshot(
+  context: EngineContext,
+  params: ToSnapshotParams,
+): Promise<{ device: string }> {
   const target = tracked(context, params.minor);
   requireTransition(target, 'transitionToSnapshot');
   const { volume, snapshot: old } = target;
-  if (old.file.path === params.cowFile) throw new CowbirdError('EPERM', `${params.cowFile} is the current COW file: name a new one`);
+  if (old.file.path === params.cowFile)
+    throw new CowbirdError('EPERM', `${params.cowFile} is the current COW file: name a new one`);
   if (old.device !== null) await refuseInUse(old.device.node);
   const storeBytes = params.storeBytes ?? old.fallocateBytes;
   const next = await undoing(context, (undo) =>
     withHelper(context, [volume.record.opened.memoryFd], async (helper) => {
-      const store = await prepareStore(context, undo, helper, volume, { path: params.cowFile, storeBytes, onVolumeOnly: params.onVolumeOnly === true });
+      const store = await prepareStore(context, undo, helper, volume, {
+        path: params.cowFile,
+        storeBytes,
+        onVolumeOnly: params.onVolumeOnly === true,
+      });
       const snapshot = newRecord({ ...old, cacheBytes: 0 }, store, { uuid: old.uuid, sequenceId: old.sequenceId + 1 });
       if (old.fsType === RAW) snapshot.fsType = RAW;
       await writeFirstHeader(volume, snapshot, store);
@@ -217,7 +268,14 @@ export async function transitionToSnapshot(context: EngineContext, params: ToSna
       const oldStoreFd = volume.storeFd;
       volume.storeFd = store.ownFd;
       await saveRecord(context, volume);
-      return { snapshot, helper, closedMap, closedCount, oldStoreFd, finish: await closeOldFile(context, volume, old, helper, closedMap, closedCount) };
+      return {
+        snapshot,
+        helper,
+        closedMap,
+        closedCount,
+        oldStoreFd,
+        finish: await closeOldFile(context, volume, old, helper, closedMap, closedCount),
+      };
     }),
   );
   if (next.oldStoreFd !== undefined) libc.close(next.oldStoreFd);
@@ -225,7 +283,11 @@ export async function transitionToSnapshot(context: EngineContext, params: ToSna
   clearMemory(volume, { index: false, maps: [next.closedMap] });
   const device = await openSnapshotDevice(context, { volume, snapshot: next.snapshot });
   if (next.finish !== undefined) {
-    throw new CowbirdError('EIO', `The snapshot was taken, but ${old.file.path} could not be written: ${next.finish}. Compare contents for this backup (\`update-img --scan\`)`, { outcome: 'partial' });
+    throw new CowbirdError(
+      'EIO',
+      `The snapshot was taken, but ${old.file.path} could not be written: ${next.finish}. Compare contents for this backup (\`update-img --scan\`)`,
+      { outcome: 'partial' },
+    );
   }
   return { device };
 }
@@ -273,7 +335,12 @@ export async function destroy(context: EngineContext, minor: number): Promise<vo
   const leave = /^(dormant|unverified)/.test(state) || !reachable;
   await endTracking(context, target);
   await removeOrRelease(context, target, leave).catch((error: unknown) =>
-    context.emit({ event: 'store.left', level: 'warning', message: `${snapshot.file.path} is left behind: ${messageOf(error)}`, minor }),
+    context.emit({
+      event: 'store.left',
+      level: 'warning',
+      message: `${snapshot.file.path} is left behind: ${messageOf(error)}`,
+      minor,
+    }),
   );
   context.emit({ event: 'snapshot.destroyed', level: 'info', message: `Minor ${minor} ended`, minor });
 }
@@ -289,7 +356,11 @@ async function removeOrRelease(context: EngineContext, { volume, snapshot }: Tra
     } else if (mountsOn(volume.record.device.node).length > 0) {
       await helper.call('setImmutable', { file, immutable: false });
     } else {
-      await helper.call('clearImmutableUnmounted', { node: volume.record.device.node, fsType: snapshot.fsType, pathInside: snapshot.cowFile });
+      await helper.call('clearImmutableUnmounted', {
+        node: volume.record.device.node,
+        fsType: snapshot.fsType,
+        pathInside: snapshot.cowFile,
+      });
     }
   });
 }

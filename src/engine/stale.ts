@@ -25,7 +25,9 @@ export function cleanUpStale(fuseDir: string): string[] {
     if (!backingFile.startsWith(`${fuseDir}/`)) continue;
     const mounted = ownMounts().filter((entry) => entry.source === node);
     if (mounted.length > 0) {
-      messages.push(`${node} of a dead daemon is mounted on ${mounted.map((entry) => entry.mountPoint).join(', ')}: umount it, it only gives errors`);
+      messages.push(
+        `${node} of a dead daemon is mounted on ${mounted.map((entry) => entry.mountPoint).join(', ')}: umount it, it only gives errors`,
+      );
       continue;
     }
     attempt(`loop device ${node}`, () => releaseLoop(node));
@@ -40,7 +42,9 @@ export function cleanUpStale(fuseDir: string): string[] {
 /** Links of ours under /dev whose loop device is bound to nothing any more. */
 function removeDeadLinks(messages: string[]): void {
   const candidates = [
-    ...listOptional('/dev').filter((name) => /^(cowbird|datto|elastio-snap)\d+$/.test(name)).map((name) => `/dev/${name}`),
+    ...listOptional('/dev')
+      .filter((name) => /^(cowbird|datto|elastio-snap)\d+$/.test(name))
+      .map((name) => `/dev/${name}`),
     ...listOptional('/dev/cowbird').map((name) => join('/dev/cowbird', name)),
   ];
   for (const link of candidates) {

@@ -104,5 +104,13 @@ export function changesReport(context: EngineContext, minor: number): ChangesRep
     blocks += run.blockCount;
     bytes += length;
   }
-  return { minor, uuid: snapshot.uuid, seq_id: snapshot.sequenceId, block_size: BLOCK_BYTES, nr_changed_blocks: blocks, bytes, extents };
+  return {
+    minor,
+    uuid: snapshot.uuid,
+    seq_id: snapshot.sequenceId,
+    block_size: BLOCK_BYTES,
+    nr_changed_blocks: blocks,
+    bytes,
+    extents,
+  };
 }

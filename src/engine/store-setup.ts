@@ -49,10 +49,14 @@ export async function prepareStore(
   request: StoreRequest,
 ): Promise<PreparedStore> {
   const { sizeBytes } = volume.record.opened;
-  const wanted = request.storeBytes === undefined || request.storeBytes === 0 ? defaultStoreBytes(sizeBytes) : request.storeBytes;
+  const wanted =
+    request.storeBytes === undefined || request.storeBytes === 0 ? defaultStoreBytes(sizeBytes) : request.storeBytes;
   const indexBytes = dataOffsetBytes(volume.blockCount);
   if (wanted < indexBytes + BLOCK_BYTES) {
-    throw new CowbirdError('EINVAL', `A COW file of ${wanted} bytes is too small: header and index of ${volume.record.name} alone take ${indexBytes} bytes`);
+    throw new CowbirdError(
+      'EINVAL',
+      `A COW file of ${wanted} bytes is too small: header and index of ${volume.record.name} alone take ${indexBytes} bytes`,
+    );
   }
   const created = await helper.call(
     'createStore',
@@ -78,13 +82,29 @@ export async function prepareStore(
     undo.add('close the store', () => context.keeper.call('closeFds', { fds: [storeFd] }));
     const ownFd = libc.duplicateFrom(context.keeper.pid, storeFd);
     undo.add('close the duplicate of the store', () => libc.close(ownFd));
-    if (openedBytes < placeCount * BLOCK_BYTES) throw new CowbirdError('EIO', `${created.path} is shorter than it was made`, { outcome: 'failed' });
+    if (openedBytes < placeCount * BLOCK_BYTES)
+      throw new CowbirdError('EIO', `${created.path} is shorter than it was made`, { outcome: 'failed' });
     await helper.call('setImmutable', { file, immutable: true });
-    return { ...base, config: { kind: 'device', extents: [], slots, placeCount }, fsType: '', cowFile: created.path, storeFd, ownFd };
+    return {
+      ...base,
+      config: { kind: 'device', extents: [], slots, placeCount },
+      fsType: '',
+      cowFile: created.path,
+      storeFd,
+      ownFd,
+    };
   }
-  const extents = await locateAndProve(helper, volume, { file, sizeBytes: created.sizeBytes, startBytes: created.startBytes, indexBytes, fromBytes: 0 });
+  const extents = await locateAndProve(helper, volume, {
+    file,
+    sizeBytes: created.sizeBytes,
+    startBytes: created.startBytes,
+    indexBytes,
+    fromBytes: 0,
+  });
   await helper.call('setImmutable', { file, immutable: true });
-  const mount = mountsOn(volume.record.device.node).find((entry) => entry.pid === 0 && entry.mountPoint === created.mountPoint);
+  const mount = mountsOn(volume.record.device.node).find(
+    (entry) => entry.pid === 0 && entry.mountPoint === created.mountPoint,
+  );
   return {
     ...base,
     config: { kind: 'origin', extents, slots, placeCount },
@@ -106,7 +126,11 @@ export interface ProofRequest {
 }
 
 /** The extents of a file on the volume, proved by nonces. */
-export async function locateAndProve(helper: HelperSession, volume: Volume, request: ProofRequest): Promise<StoreExtent[]> {
+export async function locateAndProve(
+  helper: HelperSession,
+  volume: Volume,
+  request: ProofRequest,
+): Promise<StoreExtent[]> {
   const { file, sizeBytes, startBytes, indexBytes, fromBytes } = request;
   const { extents: found } = await helper.call('extents', { file, sizeBytes });
   const extents = toStoreExtents(found, sizeBytes, startBytes, volume.record.opened.sizeBytes);
@@ -139,7 +163,10 @@ export async function locateAndProve(helper: HelperSession, volume: Volume, requ
   const { extents: again } = await helper.call('extents', { file, sizeBytes });
   const after = toStoreExtents(again, sizeBytes, startBytes, volume.record.opened.sizeBytes);
   if (JSON.stringify(after) !== JSON.stringify(extents)) {
-    throw new CowbirdError('EINVAL', `${file.path} was moved by its file system while it was being set up: put the COW file on another file system`);
+    throw new CowbirdError(
+      'EINVAL',
+      `${file.path} was moved by its file system while it was being set up: put the COW file on another file system`,
+    );
   }
   return extents;
 }
@@ -156,7 +183,12 @@ const REFUSED_FLAGS: ReadonlyArray<readonly [number, string]> = [
 ];
 
 /** File extents as runs of whole blocks of the volume, neighbours joined; refuses what cannot be written by address. */
-export function toStoreExtents(found: readonly FileExtent[], sizeBytes: number, startBytes: number, volumeBytes: number): StoreExtent[] {
+export function toStoreExtents(
+  found: readonly FileExtent[],
+  sizeBytes: number,
+  startBytes: number,
+  volumeBytes: number,
+): StoreExtent[] {
   const extents: StoreExtent[] = [];
   const endPlace = Math.floor(sizeBytes / BLOCK_BYTES);
   let next = 0;
@@ -166,12 +198,18 @@ export function toStoreExtents(found: readonly FileExtent[], sizeBytes: number, 
     const physical = extent.physicalBytes + startBytes;
     if (extent.logicalBytes !== next * BLOCK_BYTES) throw unusable(`there is a hole before ${extent.logicalBytes}`);
     if (physical % BLOCK_BYTES !== 0) {
-      throw unusable(`the extent at ${extent.logicalBytes} begins at ${physical}, which is no multiple of ${BLOCK_BYTES} (a file system with smaller blocks)`);
+      throw unusable(
+        `the extent at ${extent.logicalBytes} begins at ${physical}, which is no multiple of ${BLOCK_BYTES} (a file system with smaller blocks)`,
+      );
     }
     const count = Math.min(Math.floor(extent.lengthBytes / BLOCK_BYTES), endPlace - next);
     const isEnd = next + count === endPlace;
-    if (!isEnd && extent.lengthBytes % BLOCK_BYTES !== 0) throw unusable(`the extent at ${extent.logicalBytes} has ${extent.lengthBytes} bytes, no multiple of ${BLOCK_BYTES}`);
-    if (physical + count * BLOCK_BYTES > volumeBytes) throw unusable(`the extent at ${physical} ends beyond the volume`);
+    if (!isEnd && extent.lengthBytes % BLOCK_BYTES !== 0)
+      throw unusable(
+        `the extent at ${extent.logicalBytes} has ${extent.lengthBytes} bytes, no multiple of ${BLOCK_BYTES}`,
+      );
+    if (physical + count * BLOCK_BYTES > volumeBytes)
+      throw unusable(`the extent at ${physical} ends beyond the volume`);
     const block = physical / BLOCK_BYTES;
     const previous = extents.at(-1);
     if (previous !== undefined && previous.block + previous.count === block) previous.count += count;
@@ -184,5 +222,8 @@ export function toStoreExtents(found: readonly FileExtent[], sizeBytes: number, 
 }
 
 function unusable(reason: string): CowbirdError {
-  return new CowbirdError('EINVAL', `The COW file cannot lie on the volume itself: ${reason}. Put it on another file system`);
+  return new CowbirdError(
+    'EINVAL',
+    `The COW file cannot lie on the volume itself: ${reason}. Put it on another file system`,
+  );
 }

@@ -4,9 +4,9 @@ import { type CowHeader, encodeHeader } from '../cow/header.js';
 import { CowbirdError } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { allMounts, type MountEntry } from '../sys/mounts.js';
-import { BLOCK_BYTES, HeaderState, Mode, VolumeMemory, Word } from '../tracer/layout.js';
+import { BLOCK_BYTES, HeaderState, Mode, type VolumeMemory, Word } from '../tracer/layout.js';
 import type { StoreConfig } from '../tracer/store-map.js';
-import { type EngineContext, undoing, type Undo } from './context.js';
+import { type EngineContext, type Undo, undoing } from './context.js';
 import { closeDevice, openDevice } from './devices.js';
 import { findByMinor, freezePoints, isMountedWritable, mountsOn } from './lookup.js';
 import type { SnapshotRecord } from './records.js';
@@ -57,12 +57,19 @@ export function requireTransition(target: Tracked, event: EventName): void {
   if ('refuse' in row) {
     const words = state.replace(/([A-Z])/g, ' $1').toLowerCase();
     const reason = target.snapshot.failure === '' ? '' : ` (${target.snapshot.failure})`;
-    throw new CowbirdError(row.refuse, `Minor ${target.snapshot.minor} is in state "${words}"${reason}, where ${event} is not possible`);
+    throw new CowbirdError(
+      row.refuse,
+      `Minor ${target.snapshot.minor} is in state "${words}"${reason}, where ${event} is not possible`,
+    );
   }
 }
 
 /** Header of a store, from what is known of it. */
-export function headerFor(volume: Volume, snapshot: SnapshotRecord, fields: { clean: boolean; changedBlocks: number; fingerprint?: Uint8Array }): Buffer {
+export function headerFor(
+  volume: Volume,
+  snapshot: SnapshotRecord,
+  fields: { clean: boolean; changedBlocks: number; fingerprint?: Uint8Array },
+): Buffer {
   const indexOnly = snapshot.mode === 'incremental';
   const dataOffset = dataOffsetBytes(volume.blockCount);
   const header: CowHeader = {
@@ -108,7 +115,12 @@ const FREEZE_TIMEOUT_MS = 15_000;
  * syncfs while everything runs, FIFREEZE while the workers run, the gate, the switch, the gate again, FITHAW. A volume
  * without a mounted file system has its writes held for the switch alone.
  */
-export async function freezeAndSwitch(context: EngineContext, helper: HelperSession, volume: Volume, change: () => void): Promise<void> {
+export async function freezeAndSwitch(
+  context: EngineContext,
+  helper: HelperSession,
+  volume: Volume,
+  change: () => void,
+): Promise<void> {
   const mountPoints = freezePoints(mountsOn(volume.record.device.node));
   if (mountPoints.length === 0) {
     await volume.whilePaused(change);
@@ -222,7 +234,9 @@ export async function closeStoreFds(context: EngineContext, volume: Volume, stor
 }
 
 /** Device of a store of its own, for `Volume.setStore`. */
-export function storeDeviceOf(fd: number | undefined, placeCount: number): { fd: number; sizeBytes: number } | undefined {
+export function storeDeviceOf(
+  fd: number | undefined,
+  placeCount: number,
+): { fd: number; sizeBytes: number } | undefined {
   return fd === undefined ? undefined : { fd, sizeBytes: placeCount * BLOCK_BYTES };
 }
-

@@ -99,7 +99,11 @@ export class Volume {
       const deadline = Date.now() + GATE_TIMEOUT_MS;
       while (this.#isBusy()) {
         if (Date.now() > deadline) {
-          throw new CowbirdError('ETIMEDOUT', `Writes to ${this.record.name} did not end within ${GATE_TIMEOUT_MS} ms: its origin may hang`, { outcome: 'failed' });
+          throw new CowbirdError(
+            'ETIMEDOUT',
+            `Writes to ${this.record.name} did not end within ${GATE_TIMEOUT_MS} ms: its origin may hang`,
+            { outcome: 'failed' },
+          );
         }
         await new Promise((resolve) => setTimeout(resolve, 1));
       }

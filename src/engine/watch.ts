@@ -56,7 +56,8 @@ export class Watch {
     if (active) this.#active.add(key);
     else {
       this.#active.delete(key);
-      if (!snapshot.unverified && volume.memory.get(Word.HEADER_STATE) !== HeaderState.CLEAN) await makeClean(this.#context, target);
+      if (!snapshot.unverified && volume.memory.get(Word.HEADER_STATE) !== HeaderState.CLEAN)
+        await makeClean(this.#context, target);
     }
     this.#report(target, key);
   }
@@ -104,7 +105,8 @@ export class Watch {
       const file = { ...snapshot.file, path };
       const { extents } = await withHelper(this.#context, [], (helper) => helper.call('extents', { file, sizeBytes }));
       const now = toStoreExtents(extents, sizeBytes, snapshot.startBytes, volume.record.opened.sizeBytes);
-      if (JSON.stringify(now) !== JSON.stringify(snapshot.store.extents)) throw new Error(`${path} lies elsewhere than before`);
+      if (JSON.stringify(now) !== JSON.stringify(snapshot.store.extents))
+        throw new Error(`${path} lies elsewhere than before`);
       if (snapshot.file.path !== path) {
         snapshot.file = file;
         await saveRecord(this.#context, volume);
@@ -121,14 +123,27 @@ export class Watch {
     if (failed !== 0 && this.#reportedFailures.get(key) !== failed) {
       this.#reportedFailures.set(key, failed);
       if (snapshot.failure === '') snapshot.failure = describeFailure(failed);
-      this.#context.emit({ event: 'snapshot.failed', level: 'error', message: `Minor ${snapshot.minor} failed: ${snapshot.failure}`, minor: snapshot.minor, errno: failed, code: codeOf(failed) });
+      this.#context.emit({
+        event: 'snapshot.failed',
+        level: 'error',
+        message: `Minor ${snapshot.minor} failed: ${snapshot.failure}`,
+        minor: snapshot.minor,
+        errno: failed,
+        code: codeOf(failed),
+      });
     }
     const slots = volume.memory.get(Word.SLOT_COUNT) >>> 0;
     if (snapshot.mode !== 'snapshot' || slots === 0) return;
     const percent = Math.floor(((volume.memory.get(Word.NEXT_SLOT) >>> 0) * 100) / slots);
     const mark = FILL_MARKS.find((candidate) => percent >= candidate) ?? 0;
     if (mark > (this.#reportedFill.get(key) ?? 0)) {
-      this.#context.emit({ event: 'store.fill', level: 'warning', message: `The COW file of minor ${snapshot.minor} is ${percent} % full`, minor: snapshot.minor, percent });
+      this.#context.emit({
+        event: 'store.fill',
+        level: 'warning',
+        message: `The COW file of minor ${snapshot.minor} is ${percent} % full`,
+        minor: snapshot.minor,
+        percent,
+      });
     }
     this.#reportedFill.set(key, mark);
   }

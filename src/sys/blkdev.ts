@@ -1,7 +1,7 @@
 /** Block devices and loop devices: sizes, claims, and the loop driver's ioctls (linux/fs.h, linux/loop.h). */
 import { readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
-import * as libc from './libc.js';
 import { errnoOfError, SystemError } from './errors.js';
+import * as libc from './libc.js';
 
 const BLKSSZGET = 0x1268;
 const BLKGETSIZE64 = 0x80081272;
@@ -127,7 +127,8 @@ function readOptional(path: string): string | undefined {
   try {
     return readFileSync(path, 'utf8');
   } catch (error) {
-    if (error instanceof Error && 'code' in error && (error.code === 'ENOENT' || error.code === 'ENXIO')) return undefined;
+    if (error instanceof Error && 'code' in error && (error.code === 'ENOENT' || error.code === 'ENXIO'))
+      return undefined;
     throw error;
   }
 }

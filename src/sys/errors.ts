@@ -9,9 +9,7 @@ import { constants } from 'node:os';
 const ERRNO_BY_CODE: ReadonlyMap<string, number> = new Map(Object.entries(constants.errno));
 const CODE_BY_ERRNO: ReadonlyMap<number, string> = new Map(
   // EAGAIN and EWOULDBLOCK, ENOTSUP and EOPNOTSUPP share a number: the first of each pair is the name we print.
-  [...ERRNO_BY_CODE]
-    .reverse()
-    .map(([code, errno]) => [errno, code] as const),
+  [...ERRNO_BY_CODE].reverse().map(([code, errno]) => [errno, code] as const),
 );
 // Linux numbers that Node's table leaves out.
 const EXTRA: ReadonlyArray<readonly [string, number]> = [

@@ -33,7 +33,9 @@ const raw = {
   mmap: c.func('int64_t mmap(int64_t address, size_t length, int prot, int flags, int fd, int64_t offset)'),
   munmap: c.func('int munmap(int64_t address, size_t length)'),
   mlock: c.func('int mlock(int64_t address, size_t length)'),
-  mount: c.func('int mount(const char *source, const char *target, const char *type, uint64_t flags, const char *data)'),
+  mount: c.func(
+    'int mount(const char *source, const char *target, const char *type, uint64_t flags, const char *data)',
+  ),
   umount2: c.func('int umount2(const char *target, int flags)'),
   unshare: c.func('int unshare(int flags)'),
   prctl: c.func('prctl', 'int', ['int', 'uint64_t', 'uint64_t', 'uint64_t', 'uint64_t']),

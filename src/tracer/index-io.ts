@@ -5,9 +5,9 @@
  * that have bits is writing the index.
  */
 import type { BlockDevice, IoBuffer } from '../block/device.js';
-import { decodeEntries } from '../cow/index-codec.js';
 import { ENTRY_SIZE_BYTES, HEADER_SIZE_BYTES, indexLengthBytes } from '../cow/geometry.js';
 import { decodeHeader } from '../cow/header.js';
+import { decodeEntries } from '../cow/index-codec.js';
 import { assert } from '../sys/errors.js';
 import { BLOCK_BYTES, isBitSet, type VolumeMemory } from './layout.js';
 import type { Steps } from './steps.js';

@@ -96,6 +96,10 @@ function* readUnsaved(tracer: Tracer, buffer: IoBuffer, at: number, position: nu
 function refuseFailed(tracer: Tracer, offset: number): void {
   const failed = tracer.memory.get(Word.FAILED);
   if (failed !== 0 || tracer.memory.get(Word.MODE) !== Mode.SNAPSHOT) {
-    throw new SystemError('read of a snapshot', EIO, `at ${offset}: ${failed === 0 ? 'it has ended' : `failed with ${failed}`}`);
+    throw new SystemError(
+      'read of a snapshot',
+      EIO,
+      `at ${offset}: ${failed === 0 ? 'it has ended' : `failed with ${failed}`}`,
+    );
   }
 }

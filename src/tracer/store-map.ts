@@ -63,7 +63,10 @@ export class StoreMap {
 
   /** Byte offset of a place on the store's device, and how many blocks from there lie in one piece. */
   locate(place: number): { offset: number; run: number } {
-    assert(place >= 0 && place < this.config.placeCount, `place ${place} is inside a store of ${this.config.placeCount}`);
+    assert(
+      place >= 0 && place < this.config.placeCount,
+      `place ${place} is inside a store of ${this.config.placeCount}`,
+    );
     if (this.config.kind === 'device') return { offset: place * BLOCK_BYTES, run: this.config.placeCount - place };
     const extents = this.config.extents;
     const extent = extents[upperBound(extents, (e) => e.place > place) - 1];

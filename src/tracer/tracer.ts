@@ -261,7 +261,7 @@ export class Tracer {
       if ((next >>> 0) + count > memory.get(Word.SLOT_COUNT) >>> 0) return -1;
       const after = (next >>> 0) + count;
       if (Atomics.compareExchange(memory.words, Word.NEXT_SLOT, next, after | 0) !== next) continue;
-      if (after >= this.#lowWaterSlot && (next >>> 0) < this.#lowWaterSlot) this.hooks.attention();
+      if (after >= this.#lowWaterSlot && next >>> 0 < this.#lowWaterSlot) this.hooks.attention();
       return next >>> 0;
     }
   }
@@ -382,7 +382,8 @@ export function nonZeroRuns(bytes: Uint8Array, offset: number): Array<{ offset: 
     const end = Math.min(bytes.byteLength, at + BLOCK_BYTES - ((offset + at) % BLOCK_BYTES));
     if (!isZero(bytes, at, end)) {
       const previous = runs.at(-1);
-      if (previous !== undefined && previous.offset + previous.lengthBytes === offset + at) previous.lengthBytes += end - at;
+      if (previous !== undefined && previous.offset + previous.lengthBytes === offset + at)
+        previous.lengthBytes += end - at;
       else runs.push({ offset: offset + at, lengthBytes: end - at });
     }
     at = end;

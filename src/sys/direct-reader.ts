@@ -1,0 +1,64 @@
+/**
+ * Reading past the page cache. What Cowbird writes by address is not in the cached pages of a file or partition, so
+ * everything that judges or copies is read with O_DIRECT; where a file system has none, its clean cached pages are dropped
+ * before the first read.
+ */
+import { fstatSync } from 'node:fs';
+import { blockDeviceSizeBytes } from './blkdev.js';
+import { errnoOfError, SystemError } from './errors.js';
+import * as libc from './libc.js';
+
+const EINVAL = 22;
+const SECTOR_BYTES = 512;
+const PAGE_BYTES = 4096;
+const BUFFER_BYTES = 1_048_576;
+
+/** A file or device, read by position. Any offset and length; the reads below are aligned. */
+export class DirectReader {
+  readonly lengthBytes: number;
+  readonly isDirect: boolean;
+  readonly #fd: number;
+  readonly #address: number;
+  readonly #bytes: Uint8Array;
+
+  constructor(path: string) {
+    let direct = true;
+    try {
+      this.#fd = libc.open(path, libc.O_RDONLY + libc.O_DIRECT);
+    } catch (error) {
+      if (errnoOfError(error) !== EINVAL) throw error;
+      this.#fd = libc.open(path, libc.O_RDONLY);
+      direct = false;
+    }
+    this.isDirect = direct;
+    const stats = fstatSync(this.#fd);
+    this.lengthBytes = stats.isFile() ? stats.size : blockDeviceSizeBytes(this.#fd);
+    if (!direct) libc.dropCache(this.#fd);
+    const mapping = libc.mapLocked(BUFFER_BYTES);
+    this.#address = mapping.address;
+    this.#bytes = new Uint8Array(mapping.bytes);
+  }
+
+  /** Reads up to the buffer's length from `offset`; 0 at the end. @throws {SystemError} */
+  read(buffer: Uint8Array, offset: number): number {
+    if (offset >= this.lengthBytes) return 0;
+    const start = offset - (offset % PAGE_BYTES);
+    const wanted = Math.min(BUFFER_BYTES, Math.ceil((offset + buffer.byteLength - start) / PAGE_BYTES) * PAGE_BYTES);
+    const device = Math.ceil(this.lengthBytes / SECTOR_BYTES) * SECTOR_BYTES;
+    const count = libc.fast.pread(
+      this.#fd,
+      this.#address,
+      Math.min(wanted, Math.max(device - start, SECTOR_BYTES)),
+      start,
+    );
+    if (count < 0) throw new SystemError('pread', libc.lastErrno(), `at ${start}`);
+    const available = Math.min(count - (offset - start), buffer.byteLength);
+    if (available <= 0) return 0;
+    buffer.set(this.#bytes.subarray(offset - start, offset - start + available));
+    return available;
+  }
+
+  close(): void {
+    libc.close(this.#fd);
+  }
+}
