@@ -7,7 +7,7 @@
  */
 import { resolve } from 'node:path';
 import { type ClientOptions, call, daemonStatus, events } from './control/client.js';
-import { launchDaemon } from './control/launch.js';
+import { ended, launchDaemon } from './control/launch.js';
 import { pathsFrom } from './control/paths.js';
 import type { ChangesReport, DaemonStatus, DoctorReport, StatusDocument, VolumeInfo } from './control/schema.js';
 import { CowbirdError } from './sys/errors.js';
@@ -197,7 +197,9 @@ export async function startDaemon(client: ClientOptions = {}): Promise<DaemonSta
 
 /** Makes snapshots dormant and clean, detaches, ends the daemon. Refused while a volume is mounted, unless forced. */
 export async function stopDaemon(options: { force?: boolean } = {}, client: ClientOptions = {}): Promise<void> {
+  const running = await daemonStatus(client);
   await call('daemonStop', given(options), { ...client, autostart: false });
+  if (running !== undefined) await ended(running.keeperPid);
 }
 
 /** Starts the engine's process anew under the attached volumes. */

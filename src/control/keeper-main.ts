@@ -1,8 +1,7 @@
 /**
  * Program of the daemon: the keeper, with the control socket. It answers `daemon status` even while no engine does.
  */
-import { chmodSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync, unlinkSync, writeFileSync } from 'node:fs';
-import { createConnection } from 'node:net';
+import { chmodSync, existsSync, ftruncateSync, mkdirSync, openSync, rmSync, unlinkSync, writeFileSync, writeSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { pino } from 'pino';
@@ -10,7 +9,9 @@ import { examineMachine } from '../engine/doctor.js';
 import { EngineKeeper } from '../engine/keeper.js';
 import { cleanUpStale } from '../engine/stale.js';
 import { CowbirdError, messageOf } from '../sys/errors.js';
+import { tryLockFile } from '../sys/fsfile.js';
 import { VERSION } from '../version.js';
+import { EXIT_RUNS_ALREADY } from './launch.js';
 import { pathsFrom } from './paths.js';
 import { API_MAJOR, type DaemonStatus, type EventInput, type EventRecord, type OperationName } from './schema.js';
 import { createControlServer } from './server.js';
@@ -83,50 +84,22 @@ async function shutDown(): Promise<void> {
   await keeper.stop();
   server.close();
   server.closeAllConnections();
-  for (const file of [paths.socket, paths.info, paths.pidFile]) rmSync(file, { force: true });
+  for (const file of [paths.socket, paths.info]) rmSync(file, { force: true });
   process.exit(0);
 }
 
-/** Whether somebody listens on the socket; a file that nobody listens on is left from a daemon that was killed. */
-function isServed(): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = createConnection(paths.socket, () => {
-      socket.destroy();
-      resolve(true);
-    });
-    socket.on('error', () => resolve(false));
-  });
-}
-
-/** One daemon a run directory: the pid file's holder lives, or its file is stale. */
-async function claimRunDirectory(): Promise<void> {
+/** One daemon a run directory: the lock is held as long as this process lives, and by nobody else. */
+function claimRunDirectory(): void {
   mkdirSync(paths.runDir, { recursive: true, mode: 0o755 });
   mkdirSync(paths.stateDir, { recursive: true, mode: 0o700 });
-  const mine = `${paths.pidFile}.${process.pid}`;
-  writeFileSync(mine, `${process.pid}\n`);
-  try {
-    if (existsSync(paths.pidFile) && (isOurDaemon(Number(readFileSync(paths.pidFile, 'utf8'))) || (await isServed()))) {
-      throw new CowbirdError('EBUSY', `A Cowbird daemon runs already in ${paths.runDir}`);
-    }
-    renameSync(mine, paths.pidFile);
-  } finally {
-    rmSync(mine, { force: true });
-  }
-}
-
-function isOurDaemon(pid: number): boolean {
-  try {
-    const environment = readFileSync(`/proc/${pid}/environ`, 'utf8').split('\0');
-    const command = readFileSync(`/proc/${pid}/cmdline`, 'utf8');
-    return command.includes('keeper-main.js') && environment.includes(`COWBIRD_RUN_DIR=${paths.runDir}`);
-  } catch {
-    // No such process, or not ours to look at: not a daemon of root's.
-    return false;
-  }
+  const fd = openSync(paths.pidFile, 'a+', 0o644);
+  if (!tryLockFile(fd)) throw new CowbirdError('EBUSY', `A Cowbird daemon runs already in ${paths.runDir}`);
+  ftruncateSync(fd);
+  writeSync(fd, `${process.pid}\n`);
 }
 
 async function main(): Promise<void> {
-  await claimRunDirectory();
+  claimRunDirectory();
   for (const message of cleanUpStale(paths.fuseDir)) emit({ event: 'stale', level: 'warning', message });
   await keeper.start();
   if (existsSync(paths.socket)) unlinkSync(paths.socket);
@@ -151,6 +124,7 @@ process.on('SIGHUP', () => undefined);
 main().catch((error: unknown) => {
   log.fatal(messageOf(error));
   const report = process.env['COWBIRD_START_ERROR'];
-  if (report !== undefined) writeFileSync(report, messageOf(error));
-  process.exit(1);
+  const runsAlready = error instanceof CowbirdError && error.code === 'EBUSY';
+  if (report !== undefined && !runsAlready) writeFileSync(report, messageOf(error));
+  process.exit(runsAlready ? EXIT_RUNS_ALREADY : 1);
 });

@@ -3,7 +3,7 @@
  * so that `$(cowbird attach …)` returns at once and the terminal's Ctrl-C does not reach it.
  */
 import { spawn } from 'node:child_process';
-import { closeSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { request } from 'node:http';
 import { fileURLToPath } from 'node:url';
 import { CowbirdError } from '../sys/errors.js';
@@ -11,6 +11,8 @@ import { closeOnExecFrom } from '../sys/libc.js';
 import type { Paths } from './paths.js';
 import { API_MAJOR } from './schema.js';
 
+/** Exit code of a daemon that finds another one in its run directory. */
+export const EXIT_RUNS_ALREADY = 75;
 const START_TIMEOUT_MS = 20_000;
 const RETRY_MS = 20;
 
@@ -39,13 +41,39 @@ export async function launchDaemon(paths: Paths, env: NodeJS.ProcessEnv): Promis
   child.unref();
   const deadline = Date.now() + START_TIMEOUT_MS;
   while (!(await answers(paths))) {
-    if (exitCode !== null && exitCode !== 0) throw startFailed(paths, failure);
+    // Another start was faster: its daemon answers soon.
+    if (exitCode !== null && exitCode !== 0 && exitCode !== EXIT_RUNS_ALREADY) throw startFailed(paths, failure);
     if (Date.now() > deadline) {
       throw new CowbirdError('ETIMEDOUT', `The daemon did not answer within ${START_TIMEOUT_MS} ms: see ${paths.log}`, {
         outcome: 'failed',
       });
     }
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+  }
+}
+
+const END_TIMEOUT_MS = 15_000;
+
+/** Resolves when a daemon that was told to stop has gone, so that the next one can start. */
+export async function ended(pid: number): Promise<void> {
+  const deadline = Date.now() + END_TIMEOUT_MS;
+  while (existsSync(`/proc/${pid}`) && !isZombie(pid)) {
+    if (Date.now() > deadline) {
+      throw new CowbirdError('ETIMEDOUT', `The daemon (pid ${pid}) did not end within ${END_TIMEOUT_MS} ms`, {
+        outcome: 'failed',
+      });
+    }
+    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+  }
+}
+
+/** Ended, but its parent has not looked yet. */
+function isZombie(pid: number): boolean {
+  try {
+    return /^State:\s*Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
+  } catch (error) {
+    if (error instanceof Error && 'code' in error) return true;
+    throw error;
   }
 }
 

@@ -84,6 +84,7 @@ export async function attachVolume(
       snapshot: null,
     };
     const volume = new Volume(record, fds, context.pool, () => onAttention(id));
+    volume.announce();
     undo.add('forget the volume', () => context.pool.removeVolume(id));
     const device = await openDevice(context, undo, {
       id,

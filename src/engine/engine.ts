@@ -56,7 +56,7 @@ export class Engine {
 
   constructor(keeper: Keeper, paths: EnginePaths) {
     const pool = new Pool({
-      attention: () => this.#wakeWatch(),
+      attention: (volumeId, cause) => this.#noticed(volumeId, cause),
       ioError: (event) =>
         this.#context.emit({
           event: 'io.error',
@@ -94,7 +94,7 @@ export class Engine {
   async #resume(records: VolumeRecord[]): Promise<void> {
     const { keeper, pool, volumes } = this.#context;
     await pool.grow(Math.max(...records.map((record) => record.workers)));
-    const duplicates: Array<{ fd: number }> = [];
+    const fuseFds: number[] = [];
     for (const record of records) {
       const duplicate = (fd: number): number => libc.duplicateFrom(keeper.pid, fd);
       const fds = {
@@ -105,21 +105,22 @@ export class Engine {
       const volume = new Volume(record, fds, pool, () => this.#wakeWatch());
       volume.clearInFlight();
       volumes.set(record.id, volume);
-      volume.serve();
-      duplicates.push({ fd: fds.fuse });
+      volume.announce();
       const { snapshot } = record;
-      if (snapshot === null) continue;
-      if (snapshot.storeFd !== null) volume.storeFd = duplicate(snapshot.storeFd);
-      if (snapshot.store.placeCount > 0) {
+      if (snapshot !== null && snapshot.storeFd !== null) volume.storeFd = duplicate(snapshot.storeFd);
+      if (snapshot !== null && snapshot.store.placeCount > 0) {
         const dirtyHeader = headerFor(volume, snapshot, { clean: false, changedBlocks: 0 });
         volume.setStore(
           { config: snapshot.store, dirtyHeader },
           storeDeviceOf(volume.storeFd, snapshot.store.placeCount),
         );
       }
-      if (snapshot.device === null) continue;
+      // The store first: the first request may need it.
+      volume.serve();
+      fuseFds.push(fds.fuse);
+      if (snapshot === null || snapshot.device === null) continue;
       volume.snapshotFuseFd = duplicate(snapshot.device.fuseFd);
-      duplicates.push({ fd: volume.snapshotFuseFd });
+      fuseFds.push(volume.snapshotFuseFd);
       pool.addSession({
         id: snapshot.device.id,
         volumeId: record.id,
@@ -128,7 +129,7 @@ export class Engine {
         concurrency: record.workers,
       });
     }
-    for (const { fd } of duplicates) this.#askAgain(fd);
+    for (const fd of fuseFds) this.#askAgain(fd);
   }
 
   #askAgain(fd: number): void {
@@ -175,7 +176,14 @@ export class Engine {
     setTimeout(() => void turn(), WATCH_MS);
   }
 
-  /** A worker saw something: the next look comes at once. */
+  /** A worker saw something, and may know why. */
+  #noticed(volumeId: string, cause: string | undefined): void {
+    const snapshot = this.#context.volumes.get(volumeId)?.record.snapshot;
+    if (cause !== undefined && snapshot != null && snapshot.failure === '') snapshot.failure = cause;
+    this.#wakeWatch();
+  }
+
+  /** The next look comes at once. */
   #wakeWatch(): void {
     if (this.#attention) return;
     this.#attention = true;

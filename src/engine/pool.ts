@@ -6,7 +6,7 @@ import { MAX_WORKERS } from '../tracer/layout.js';
 import type { FromWorker, ToWorker, WorkerSession, WorkerStore, WorkerVolume } from './worker-messages.js';
 
 export interface PoolEvents {
-  attention(volumeId: string): void;
+  attention(volumeId: string, cause: string | undefined): void;
   ioError(event: Extract<FromWorker, { type: 'ioError' }>): void;
 }
 
@@ -87,7 +87,7 @@ export class Pool {
   }
 
   #take(message: FromWorker): void {
-    if (message.type === 'attention') this.#events.attention(message.volumeId);
+    if (message.type === 'attention') this.#events.attention(message.volumeId, message.cause);
     else if (message.type === 'ioError') this.#events.ioError(message);
     else if (message.type === 'synced') {
       const waiting = this.#syncs.get(message.token);

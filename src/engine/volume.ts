@@ -60,9 +60,9 @@ export class Volume {
     return this.#storeDevice;
   }
 
-  /** Makes the volume and its session known to the workers. */
-  serve(): void {
-    const { id, opened, workers, device } = this.record;
+  /** Makes the volume known to the workers, which then can be given its store. */
+  announce(): void {
+    const { id, opened } = this.record;
     this.#pool.addVolume({
       id,
       sizeBytes: opened.sizeBytes,
@@ -72,6 +72,11 @@ export class Volume {
       readOnly: opened.readOnly,
       memoryFd: this.fds.memory,
     });
+  }
+
+  /** Begins to serve requests. From here on a worker may need the store. */
+  serve(): void {
+    const { id, workers, device } = this.record;
     this.#pool.addSession({ id: device.id, volumeId: id, kind: 'volume', fd: this.fds.fuse, concurrency: workers });
   }
 

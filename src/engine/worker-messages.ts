@@ -39,7 +39,7 @@ export type ToWorker =
 export type FromWorker =
   | { type: 'ready'; ioFlusher: boolean }
   | { type: 'synced'; worker: number; token: number }
-  | { type: 'attention'; volumeId: string }
+  | { type: 'attention'; volumeId: string; cause: string | undefined }
   | { type: 'ended'; sessionId: string }
   | { type: 'ioError'; sessionId: string; operation: string; errno: number; message: string }
   | { type: 'stopped' };

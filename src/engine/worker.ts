@@ -168,7 +168,7 @@ export class PoolWorker {
       generation: 0,
       tracer: new Tracer(memory, origin, {
         wake: (word) => libc.futexWake(wordAddress(word), 0x7fff_ffff),
-        attention: () => this.#post({ type: 'attention', volumeId: config.id }),
+        attention: (cause) => this.#post({ type: 'attention', volumeId: config.id, cause }),
         refresh: () => {
           if (memory.get(Word.GENERATION) !== volume.generation) this.#drain();
         },

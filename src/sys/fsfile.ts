@@ -117,10 +117,19 @@ const QEMU_LOCK_LENGTH = 200;
  * one image. Returns false when somebody else has them.
  */
 export function tryLockImage(fd: number, writable: boolean): boolean {
+  return tryLockRange(fd, writable ? F_WRLCK : F_RDLCK, QEMU_LOCK_START, QEMU_LOCK_LENGTH);
+}
+
+/** Locks a whole file of our own for as long as `fd` is open. False when somebody else has it. */
+export function tryLockFile(fd: number): boolean {
+  return tryLockRange(fd, F_WRLCK, 0, 0);
+}
+
+function tryLockRange(fd: number, type: number, start: number, lengthBytes: number): boolean {
   const flock = Buffer.alloc(32);
-  flock.writeInt16LE(writable ? F_WRLCK : F_RDLCK, 0);
-  flock.writeBigInt64LE(BigInt(QEMU_LOCK_START), 8);
-  flock.writeBigInt64LE(BigInt(QEMU_LOCK_LENGTH), 16);
+  flock.writeInt16LE(type, 0);
+  flock.writeBigInt64LE(BigInt(start), 8);
+  flock.writeBigInt64LE(BigInt(lengthBytes), 16);
   try {
     libc.fcntl(fd, F_OFD_SETLK, flock, 'F_OFD_SETLK');
     return true;

@@ -21,13 +21,17 @@ export type Steps<T = void> = Generator<Step, T, undefined>;
 export function performIo(step: Exclude<Step, { kind: 'wait' }>): void {
   switch (step.kind) {
     case 'read':
-      return step.device.read(step.buffer, step.at, step.lengthBytes, step.offset);
+      step.device.read(step.buffer, step.at, step.lengthBytes, step.offset);
+      break;
     case 'write':
-      return step.device.write(step.buffer, step.at, step.lengthBytes, step.offset);
+      step.device.write(step.buffer, step.at, step.lengthBytes, step.offset);
+      break;
     case 'zero':
-      return step.device.writeZeroes(step.offset, step.lengthBytes, step.unmap);
+      step.device.writeZeroes(step.offset, step.lengthBytes, step.unmap);
+      break;
     case 'flush':
-      return step.device.flush();
+      step.device.flush();
+      break;
   }
 }
 

@@ -19,7 +19,7 @@
  * taken in ascending order of their words. The gate is never waited for from inside. So nothing waits in a circle.
  */
 import type { BlockDevice, IoBuffer } from '../block/device.js';
-import { assert, errnoOfError } from '../sys/errors.js';
+import { assert, errnoOfError, messageOf } from '../sys/errors.js';
 import { BLOCK_BYTES, CLAIM_COUNT, HeaderState, Mode, type VolumeMemory, Word } from './layout.js';
 import type { Steps } from './steps.js';
 import { type StoreConfig, StoreMap } from './store-map.js';
@@ -46,8 +46,8 @@ export interface StoreInUse {
 export interface TracerHooks {
   /** Wakes sleepers on a word of the shared memory. */
   wake(word: number): void;
-  /** Something for the control thread: the snapshot failed, or the store's fill passed a mark. */
-  attention(): void;
+  /** Something for the control thread: the snapshot failed, with its cause in words, or the store's fill passed a mark. */
+  attention(cause?: string): void;
   /**
    * Takes over a configuration that was announced by `Word.GENERATION`, if there is one. Called after entering, and before
    * a place of the store is looked up: a new configuration is announced before the gate opens on it.
@@ -163,7 +163,7 @@ export class Tracer {
       try {
         yield* this.#save(context, first, last);
       } catch (error) {
-        this.fail(errnoOfError(error));
+        this.fail(errnoOfError(error), `saving old contents: ${messageOf(error)}`);
       }
     }
     memory.mark(first, last);
@@ -267,8 +267,8 @@ export class Tracer {
   }
 
   /** Fails the snapshot with a positive errno; the first failure stays. The volume goes on. */
-  fail(errno: number): void {
-    if (Atomics.compareExchange(this.memory.words, Word.FAILED, 0, errno) === 0) this.hooks.attention();
+  fail(errno: number, cause?: string): void {
+    if (Atomics.compareExchange(this.memory.words, Word.FAILED, 0, errno) === 0) this.hooks.attention(cause);
   }
 
   /** A write into the store's own blocks that is not ours: the store's contents can no longer be trusted. */
@@ -293,7 +293,7 @@ export class Tracer {
         yield { kind: 'flush', device: store.device };
       }
     } catch (error) {
-      this.fail(errnoOfError(error));
+      this.fail(errnoOfError(error), `making the header dirty: ${messageOf(error)}`);
     } finally {
       memory.set(Word.HEADER_STATE, HeaderState.DIRTY);
       this.unlockHeader();

@@ -1,0 +1,102 @@
+/** The actions of the commands for snapshots. */
+import { CowbirdError } from '../../sys/errors.js';
+import { formatSize, MIB, parseMinor, parseSize } from '../quantities.js';
+import { infoText } from '../tables.js';
+import { type Action, answer, type Call, operand } from './call.js';
+
+const BYTE = 1;
+
+/** A size option; 0 means the default, as dattobd has it. */
+function sizeOption(call: Call, option: string, bareUnitBytes: number): number | undefined {
+  const text = call.value(option);
+  if (text === undefined) return undefined;
+  const bytes = parseSize(text, bareUnitBytes);
+  return bytes === 0 ? undefined : bytes;
+}
+
+/** The path of a COW file that is to be made. */
+export function newCowFile(path: string): string {
+  if (path === '') throw new CowbirdError('ENOENT', 'The COW file path is empty');
+  return path;
+}
+
+const setupSnapshot: Action = async (call) => {
+  const minor = parseMinor(operand(call, 2));
+  const cacheBytes = sizeOption(call, 'cache', BYTE);
+  const storeBytes = sizeOption(call, 'size', MIB);
+  const options = { ...(cacheBytes === undefined ? {} : { cacheBytes }), ...(storeBytes === undefined ? {} : { storeBytes }) };
+  const cowFile = newCowFile(operand(call, 1));
+  const device = await call.library.setupSnapshot(operand(call, 0), cowFile, minor, options, call.client);
+  return answer(call, { device }, device);
+};
+
+function reload(operation: 'reloadSnapshot' | 'reloadIncremental'): Action {
+  return async (call) => {
+    const minor = parseMinor(operand(call, 2));
+    const cacheBytes = sizeOption(call, 'cache', BYTE);
+    const options = cacheBytes === undefined ? {} : { cacheBytes };
+    await call.library[operation](operand(call, 0), operand(call, 1), minor, options, call.client);
+    return answer(call, {}, '');
+  };
+}
+
+const transitionToSnapshot: Action = async (call) => {
+  const minor = parseMinor(operand(call, 1));
+  const storeBytes = sizeOption(call, 'size', MIB);
+  const options = storeBytes === undefined ? {} : { storeBytes };
+  const device = await call.library.transitionToSnapshot(minor, newCowFile(operand(call, 0)), options, call.client);
+  return answer(call, { device }, device);
+};
+
+const expandCowFile: Action = async (call) => {
+  const minor = parseMinor(operand(call, 1));
+  const storeBytes = await call.library.expandCowFile(minor, parseSize(operand(call, 0), MIB), call.client);
+  return answer(call, { storeBytes }, formatSize(storeBytes));
+};
+
+const reconfigureAutoExpand: Action = async (call) => {
+  const minor = parseMinor(operand(call, 1));
+  const stepBytes = parseSize(operand(call, 0), MIB);
+  await call.library.reconfigureAutoExpand(minor, stepBytes, sizeOption(call, 'reserve', MIB), call.client);
+  return answer(call, {}, '');
+};
+
+const info: Action = async (call) => {
+  const [text] = call.operands;
+  const document = await call.library.info(text === undefined ? undefined : parseMinor(text), call.client);
+  return answer(call, document, call.json ? '' : await infoText(document));
+};
+
+const changes: Action = async (call) => {
+  const report = await call.library.changes(parseMinor(operand(call, 0)), call.client);
+  const { nr_changed_blocks: blocks, bytes, extents } = report;
+  const lines = extents.map(({ offset, length }) => `${offset} ${length}`);
+  return answer(call, report, [`${blocks} blocks, ${formatSize(bytes)}, ${extents.length} extents`, ...lines].join('\n'));
+};
+
+export const snapshotActions: Readonly<Record<string, Action>> = {
+  'setup-snapshot': setupSnapshot,
+  'reload-snapshot': reload('reloadSnapshot'),
+  'reload-incremental': reload('reloadIncremental'),
+  destroy: async (call) => {
+    await call.library.destroy(parseMinor(operand(call, 0)), call.client);
+    return answer(call, {}, '');
+  },
+  'transition-to-incremental': async (call) => {
+    await call.library.transitionToIncremental(parseMinor(operand(call, 0)), call.client);
+    return answer(call, {}, '');
+  },
+  'transition-to-snapshot': transitionToSnapshot,
+  reconfigure: async (call) => {
+    await call.library.reconfigure(parseMinor(operand(call, 0)), sizeOption(call, 'cache', BYTE), call.client);
+    return answer(call, {}, '');
+  },
+  'expand-cow-file': expandCowFile,
+  'reconfigure-auto-expand': reconfigureAutoExpand,
+  'get-free-minor': async (call) => {
+    const minor = await call.library.getFreeMinor(call.client);
+    return answer(call, { minor }, String(minor));
+  },
+  info,
+  changes,
+};

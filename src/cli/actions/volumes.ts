@@ -1,0 +1,100 @@
+/** The actions of the commands for volumes and for the daemon. */
+import { CowbirdError } from '../../sys/errors.js';
+import { VERSION } from '../../version.js';
+import { parseDecimal } from '../quantities.js';
+import { EXIT } from '../spec/cowbird.js';
+import { daemonText, doctorText, eventText, volumesText } from '../tables.js';
+import { type Action, answer, type Call, operand } from './call.js';
+
+const WORKERS_MAX = 64;
+const NAME = /^[A-Za-z0-9._-]{1,64}$/;
+
+function nameOption(call: Call): string | undefined {
+  const name = call.value('name');
+  if (name !== undefined && !NAME.test(name)) {
+    throw new CowbirdError('EINVAL', `Name \`${name}\` cannot be a link in /dev/cowbird: use 1 to 64 of A-Z a-z 0-9 . _ -`);
+  }
+  return name;
+}
+
+function workersOption(call: Call): number | undefined {
+  const text = call.value('workers');
+  if (text === undefined) return undefined;
+  const workers = parseDecimal(text);
+  if (workers === undefined || workers < 1 || workers > WORKERS_MAX) {
+    throw new CowbirdError('EINVAL', `Workers \`${text}\` is not a number from 1 to ${WORKERS_MAX}`);
+  }
+  return workers;
+}
+
+const attach: Action = async (call) => {
+  const name = nameOption(call);
+  const workers = workersOption(call);
+  const origin = operand(call, 0);
+  if (origin === '') throw new CowbirdError('ENOENT', 'The origin is an empty string: name a disk, partition or image');
+  const options = {
+    ...(name === undefined ? {} : { name }),
+    ...(workers === undefined ? {} : { workers }),
+    ...(call.flag('read-only') ? { readOnly: true } : {}),
+    ...(call.flag('raw') ? { raw: true } : {}),
+  };
+  const volume = await call.library.attach(origin, options, call.client);
+  return answer(call, volume, volume.device);
+};
+
+const doctor: Action = async (call) => {
+  const report = await call.library.doctor(call.client);
+  answer(call, report, doctorText(report));
+  return report.checks.some(({ status }) => status === 'missing') ? EXIT.failed : EXIT.done;
+};
+
+const events: Action = async (call) => {
+  // A command that needs the daemon starts it; this one has no call of its own that would.
+  await call.library.startDaemon(call.client);
+  for await (const event of call.library.events(call.client)) answer(call, event, eventText(event));
+  return undefined;
+};
+
+const daemonStop: Action = async (call) => {
+  try {
+    await call.library.stopDaemon({ force: call.flag('force') }, call.client);
+  } catch (error) {
+    if (!(error instanceof CowbirdError && error.code === 'ENOTCONN')) throw error;
+    return answer(call, { stopped: false }, 'No daemon runs');
+  }
+  return answer(call, { stopped: true }, '');
+};
+
+const daemonStatus: Action = async (call) => {
+  const status = await call.library.daemonStatus(call.client);
+  if (status === undefined) {
+    const none = { running: false, version: VERSION, keeperPid: null, enginePid: null, uptimeSeconds: null };
+    answer(call, none, 'No daemon runs');
+    return EXIT.failed;
+  }
+  return answer(call, status, daemonText(status));
+};
+
+export const volumeActions: Readonly<Record<string, Action>> = {
+  attach,
+  detach: async (call) => {
+    await call.library.detach(operand(call, 0), call.client);
+    return answer(call, {}, '');
+  },
+  list: async (call) => {
+    const volumes = await call.library.listVolumes(call.client);
+    return answer(call, { volumes }, call.json ? '' : await volumesText(volumes));
+  },
+  doctor,
+  events,
+  'daemon start': async (call) => {
+    const status = await call.library.startDaemon(call.client);
+    return answer(call, status, daemonText(status));
+  },
+  'daemon stop': daemonStop,
+  'daemon restart': async (call) => {
+    const status = await call.library.restartDaemon(call.client);
+    return answer(call, status, daemonText(status));
+  },
+  'daemon status': daemonStatus,
+};

@@ -1,0 +1,70 @@
+/**
+ * What a command line touches: two streams, the interrupt, and the library. Handed in, so that tests put their own.
+ *
+ * Ctrl-C and a reader that went away (`cowbird changes 0 | head -1`) both abort {@link Io.signal}; its reason says which.
+ */
+import type * as library from '../index.js';
+
+/** The operations of the library that the commands use. */
+export type Library = Pick<
+  typeof library,
+  | 'attach'
+  | 'changes'
+  | 'daemonStatus'
+  | 'destroy'
+  | 'detach'
+  | 'doctor'
+  | 'events'
+  | 'expandCowFile'
+  | 'getFreeMinor'
+  | 'info'
+  | 'listVolumes'
+  | 'reconfigure'
+  | 'reconfigureAutoExpand'
+  | 'reloadIncremental'
+  | 'reloadSnapshot'
+  | 'restartDaemon'
+  | 'setupSnapshot'
+  | 'startDaemon'
+  | 'stopDaemon'
+  | 'transitionToIncremental'
+  | 'transitionToSnapshot'
+>;
+
+export type AbortCause = 'SIGINT' | 'EPIPE';
+
+export interface Io {
+  out(text: string): void;
+  err(text: string): void;
+  /** Aborted with an {@link AbortCause} as its reason. */
+  readonly signal: AbortSignal;
+  /** Loaded on the first use: help and versions do without. */
+  library(): Promise<Library>;
+}
+
+/** Exit code of a command that was aborted. Whoever reads no more has what he wanted. */
+export function abortedStatus(signal: AbortSignal): number {
+  return signal.reason === 'EPIPE' ? 0 : 130;
+}
+
+/** The process's own streams and signals. A second Ctrl-C ends the process at once. */
+export function processIo(): Io {
+  const controller = new AbortController();
+  process.once('SIGINT', () => controller.abort('SIGINT' satisfies AbortCause));
+  for (const stream of [process.stdout, process.stderr]) {
+    stream.on('error', (error: NodeJS.ErrnoException) => {
+      if (error.code !== 'EPIPE') throw error;
+      controller.abort('EPIPE' satisfies AbortCause);
+    });
+  }
+  return {
+    out: (text) => {
+      if (controller.signal.reason !== 'EPIPE') process.stdout.write(text);
+    },
+    err: (text) => {
+      process.stderr.write(text);
+    },
+    signal: controller.signal,
+    library: () => import('../index.js'),
+  };
+}

@@ -1,0 +1,33 @@
+/** Operands and options that several commands of all four programs share. */
+import type { OperandSpec, OptionSpec } from './types.js';
+
+export const MINOR: OperandSpec = { name: 'MINOR', help: 'Number of the snapshot, 0 to 255, decimal.' };
+
+export const DEVICE: OperandSpec = {
+  name: 'DEVICE',
+  help: 'The attached volume: its device node, its link in /dev/cowbird, or its origin.',
+};
+
+export const COWFILE: OperandSpec = {
+  name: 'COWFILE',
+  help: 'Path of the COW file that is made; nothing may be there yet.',
+};
+
+export const RELOAD_COWFILE: OperandSpec = {
+  name: 'COWFILE',
+  help: 'Path of the COW file from the root of the volume\'s file system (/.cow), or in full when it lies elsewhere.',
+};
+
+export const CACHE: OptionSpec = {
+  short: '-c',
+  long: '--cache',
+  value: 'CACHE',
+  help: 'Memory for the index, as dattobd counts it; a bare number is bytes. Default, and meaning of 0: 300 MiB.',
+};
+
+export const STORE_SIZE: OptionSpec = {
+  short: '-f',
+  long: '--size',
+  value: 'SIZE',
+  help: 'Size of the COW file; a bare number is MiB. Default, and meaning of 0: 10 % of the volume.',
+};
