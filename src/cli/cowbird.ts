@@ -41,7 +41,7 @@ function wantsJson(argv: readonly string[]): boolean {
 
 async function parse(argv: readonly string[], run: Run): Promise<void> {
   const { Command, CommanderError } = await import('commander');
-  const program = configure(new Command(COWBIRD.name), programHelp(COWBIRD), run);
+  const program = configure(new Command(COWBIRD.name), COWBIRD.name, programHelp(COWBIRD), run);
   for (const option of COWBIRD.options) if (option.long !== '--help') program.option(optionLabel(option), option.help);
   const groups = new Map<string, Command>();
   for (const spec of COWBIRD.commands) addCommand(program, groups, spec, run);
@@ -51,7 +51,11 @@ async function parse(argv: readonly string[], run: Run): Promise<void> {
     if (!(error instanceof CommanderError)) throw error;
     if (error.exitCode === 0) return;
     if (error.code === 'commander.help') throw new UsageError(noCommand(argv));
-    throw new UsageError(`${error.message.replace(/^error: /, '').trim()}; see \`${run.subject} --help\``);
+    const text = error.message
+      .replace(/^error: /, '')
+      .replace(/\s+/g, ' ')
+      .replace(/\.?\s*$/, '');
+    throw new UsageError(`${text}; see \`${run.subject} --help\``);
   }
 }
 
@@ -61,10 +65,13 @@ function noCommand(argv: readonly string[]): string {
 }
 
 /** One help text, errors thrown, nothing printed but through `io`. */
-function configure(command: Command, help: string, run: Run): Command {
+function configure(command: Command, subject: string, help: string, run: Run): Command {
   command.helpInformation = () => help;
   return command
-    .exitOverride()
+    .exitOverride((error) => {
+      run.subject = subject;
+      throw error;
+    })
     .helpCommand(false)
     .configureOutput({
       writeOut: (text) => run.io.out(text),
@@ -79,13 +86,13 @@ function addCommand(program: Command, groups: Map<string, Command>, spec: Comman
   let parent = program;
   if (words.length > 1) {
     const [group = ''] = words;
-    parent = groups.get(group) ?? configure(program.command(group), groupHelp(COWBIRD, group), run);
+    parent =
+      groups.get(group) ??
+      configure(program.command(group), `${COWBIRD.name} ${group}`, groupHelp(COWBIRD, group), run);
     groups.set(group, parent);
   }
-  const command = configure(parent.command(leaf), commandHelp(COWBIRD, spec), run);
-  command.hook('preAction', () => {
-    run.subject = `${COWBIRD.name} ${spec.name}`;
-  });
+  const subject = `${COWBIRD.name} ${spec.name}`;
+  const command = configure(parent.command(leaf), subject, commandHelp(COWBIRD, spec), run);
   for (const { name, optional, many } of spec.operands) {
     const inner = many === true ? `${name}...` : name;
     command.argument(optional === true ? `[${inner}]` : `<${inner}>`);
@@ -96,6 +103,7 @@ function addCommand(program: Command, groups: Map<string, Command>, spec: Comman
     command.option(names + value, option.help);
   }
   command.action(async () => {
+    run.subject = subject;
     run.status = await perform(spec, command, run);
   });
 }
@@ -140,8 +148,12 @@ function showHelp(words: readonly string[], io: Io, json: boolean): number {
   const name = words.join(' ');
   const spec = COWBIRD.commands.find((command) => command.name === name);
   const isGroup = COWBIRD.commands.some((command) => command.name.startsWith(`${name} `));
-  if (name !== '' && spec === undefined && !isGroup) throw new UsageError(`No command is called \`${name}\`; see \`cowbird help\``);
-  if (json) io.out(`${JSON.stringify(spec ?? { ...COWBIRD, commands: COWBIRD.commands.filter((c) => c.name.startsWith(name)) })}\n`);
+  if (name !== '' && spec === undefined && !isGroup)
+    throw new UsageError(`No command is called \`${name}\`; see \`cowbird help\``);
+  if (json)
+    io.out(
+      `${JSON.stringify(spec ?? { ...COWBIRD, commands: COWBIRD.commands.filter((c) => c.name.startsWith(name)) })}\n`,
+    );
   else if (spec !== undefined) io.out(commandHelp(COWBIRD, spec));
   else io.out(name === '' ? programHelp(COWBIRD) : groupHelp(COWBIRD, name));
   return EXIT.done;

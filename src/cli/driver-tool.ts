@@ -7,7 +7,7 @@
 import { errnoOf, errnoOfError } from '../sys/errors.js';
 import { VERSION } from '../version.js';
 import { newCowFile } from './actions/snapshots.js';
-import { GetoptError, getopt, type GetoptResult } from './getopt.js';
+import { GetoptError, type GetoptResult, getopt } from './getopt.js';
 import { abortedStatus, type Io, type Library } from './io.js';
 import { checkMinor, MIB, parseDecimal } from './quantities.js';
 import { describe } from './report.js';
@@ -47,8 +47,10 @@ interface Verb {
   takesSize?: boolean;
   /** Has no minor. */
   noMinor?: boolean;
-  /** Resolves to what is printed. */
-  run(call: VerbCall): Promise<string | void>;
+  /** Does it; success prints nothing. */
+  run?(call: VerbCall): Promise<void>;
+  /** Asks something; resolves to what is printed. */
+  print?(call: VerbCall): Promise<string>;
 }
 
 function reloadOptions(call: VerbCall): { alias: DriverTool['alias']; cacheBytes?: number; ignoreErrors?: boolean } {
@@ -66,6 +68,7 @@ function storeOptions(call: VerbCall): { storeBytes?: number; onVolumeOnly?: boo
   };
 }
 
+/** A verb of the original: what it does, and its words in `error interpreting <phrase> parameters`. */
 const VERBS: Readonly<Record<string, Verb>> = {
   'setup-snapshot': {
     phrase: 'setup snapshot',
@@ -77,18 +80,29 @@ const VERBS: Readonly<Record<string, Verb>> = {
   },
   'reload-snapshot': {
     phrase: 'reload snapshot',
-    run: ({ library, operands: [device = '', cowFile = ''], ...call }) =>
-      library.reloadSnapshot(device, cowFile, call.minor, reloadOptions({ ...call, library, operands: [] }), call.client),
+    run: async (call) => {
+      const [device = '', cowFile = ''] = call.operands;
+      await call.library.reloadSnapshot(device, cowFile, call.minor, reloadOptions(call), call.client);
+    },
   },
   'reload-incremental': {
     phrase: 'reload incremental',
-    run: ({ library, operands: [device = '', cowFile = ''], ...call }) =>
-      library.reloadIncremental(device, cowFile, call.minor, reloadOptions({ ...call, library, operands: [] }), call.client),
+    run: async (call) => {
+      const [device = '', cowFile = ''] = call.operands;
+      await call.library.reloadIncremental(device, cowFile, call.minor, reloadOptions(call), call.client);
+    },
   },
-  destroy: { phrase: 'destroy', run: ({ library, minor, client }) => library.destroy(minor, client) },
+  destroy: {
+    phrase: 'destroy',
+    run: async ({ library, minor, client }) => {
+      await library.destroy(minor, client);
+    },
+  },
   'transition-to-incremental': {
     phrase: 'transition to incremental',
-    run: ({ library, minor, client }) => library.transitionToIncremental(minor, client),
+    run: async ({ library, minor, client }) => {
+      await library.transitionToIncremental(minor, client);
+    },
   },
   'transition-to-snapshot': {
     phrase: 'transition to snapshot',
@@ -99,7 +113,9 @@ const VERBS: Readonly<Record<string, Verb>> = {
   },
   reconfigure: {
     phrase: 'reconfigure',
-    run: ({ library, minor, cacheBytes, client }) => library.reconfigure(minor, cacheBytes, client),
+    run: async ({ library, minor, cacheBytes, client }) => {
+      await library.reconfigure(minor, cacheBytes, client);
+    },
   },
   'expand-cow-file': {
     phrase: 'expand',
@@ -111,17 +127,19 @@ const VERBS: Readonly<Record<string, Verb>> = {
   'reconfigure-auto-expand': {
     phrase: 'reconfigure auto expand',
     takesSize: true,
-    run: ({ library, minor, sizeBytes, reservedBytes, client }) =>
-      library.reconfigureAutoExpand(minor, sizeBytes, reservedBytes, client),
+    run: async ({ library, minor, sizeBytes, reservedBytes, client }) => {
+      await library.reconfigureAutoExpand(minor, sizeBytes, reservedBytes, client);
+    },
   },
   info: {
     phrase: 'info',
-    run: async ({ library, minor, client }) => `${JSON.stringify((await library.info(minor, client)).devices[0], null, '\t')}\n`,
+    print: async ({ library, minor, client }) =>
+      JSON.stringify((await library.info(minor, client)).devices[0], null, '\t'),
   },
   'get-free-minor': {
     phrase: 'get_free_minor',
     noMinor: true,
-    run: async ({ library, client }) => `${await library.getFreeMinor(client)}\n`,
+    print: async ({ library, client }) => String(await library.getFreeMinor(client)),
   },
 };
 
@@ -160,8 +178,9 @@ export async function runDriverTool(tool: DriverTool, argv: readonly string[], i
 async function performVerb(tool: DriverTool, verb: Verb, parsed: ParsedArguments, io: Io): Promise<number> {
   try {
     if (verb.noMinor !== true) checkMinor(parsed.minor);
-    const text = await verb.run({ ...parsed, tool, library: await io.library(), client: { signal: io.signal } });
-    if (typeof text === 'string') io.out(text);
+    const call: VerbCall = { ...parsed, tool, library: await io.library(), client: { signal: io.signal } };
+    await verb.run?.(call);
+    if (verb.print !== undefined) io.out(`${await verb.print(call)}\n`);
     return io.signal.aborted ? abortedStatus(io.signal) : 0;
   } catch (error) {
     if (io.signal.aborted) return abortedStatus(io.signal);
@@ -174,7 +193,9 @@ async function performVerb(tool: DriverTool, verb: Verb, parsed: ParsedArguments
 type ParsedArguments = Omit<VerbCall, 'tool' | 'library' | 'client'>;
 
 function parseArguments(command: CommandSpec, verb: Verb, argv: readonly string[]): ParsedArguments {
-  const optstring = command.options.map(({ short, value }) => `${short?.slice(1) ?? ''}${value === undefined ? '' : ':'}`).join('');
+  const optstring = command.options
+    .map(({ short, value }) => `${short?.slice(1) ?? ''}${value === undefined ? '' : ':'}`)
+    .join('');
   const given = getopt(argv, optstring);
   const wanted = command.operands.length;
   if (given.operands.length !== wanted) {

@@ -15,7 +15,8 @@ export const MANUAL_DIR = 'docs/manual';
 /** Every generated file, by its path in the project. */
 export function generatedFiles(): Map<string, string> {
   const files = new Map<string, string>();
-  for (const program of [COWBIRD, DBDCTL, ELIOCTL, UPDATE_IMG]) files.set(`man/${program.name}.8`, manPage(program, VERSION));
+  for (const program of [COWBIRD, DBDCTL, ELIOCTL, UPDATE_IMG])
+    files.set(`man/${program.name}.8`, manPage(program, VERSION));
   for (const [name, text] of manualPages(COWBIRD)) files.set(`${MANUAL_DIR}/${name}`, text);
   return files;
 }

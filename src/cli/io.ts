@@ -38,6 +38,8 @@ export interface Io {
   err(text: string): void;
   /** Aborted with an {@link AbortCause} as its reason. */
   readonly signal: AbortSignal;
+  /** Where a progress bar may be drawn; undefined where nobody looks. */
+  readonly terminal: NodeJS.WriteStream | undefined;
   /** Loaded on the first use: help and versions do without. */
   library(): Promise<Library>;
 }
@@ -65,6 +67,7 @@ export function processIo(): Io {
       process.stderr.write(text);
     },
     signal: controller.signal,
+    terminal: process.stderr.isTTY ? process.stderr : undefined,
     library: () => import('../index.js'),
   };
 }

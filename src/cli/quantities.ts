@@ -24,7 +24,8 @@ export function parseDecimal(text: string): number | undefined {
 
 /** @throws {CowbirdError} EINVAL for a number above 255. */
 export function checkMinor(minor: number): number {
-  if (minor > LAST_MINOR) throw new CowbirdError('EINVAL', `Minor ${minor} is out of range: minors are 0 to ${LAST_MINOR}`);
+  if (minor > LAST_MINOR)
+    throw new CowbirdError('EINVAL', `Minor ${minor} is out of range: minors are 0 to ${LAST_MINOR}`);
   return minor;
 }
 
@@ -45,7 +46,10 @@ export function parseSize(text: string, bareUnitBytes: number): number {
   const [, whole, fraction, suffix] = SIZE.exec(text) ?? [];
   const unit = suffix === '' ? bareUnitBytes : UNITS.get(suffix?.toLowerCase() ?? '');
   if (whole === undefined || unit === undefined || (fraction !== undefined && suffix === '')) {
-    throw new CowbirdError('EINVAL', `Size \`${text}\` is not understood: write a number and a unit, such as 4GiB, 512MiB or 100MB`);
+    throw new CowbirdError(
+      'EINVAL',
+      `Size \`${text}\` is not understood: write a number and a unit, such as 4GiB, 512MiB or 100MB`,
+    );
   }
   const bytes = Math.floor(Number(`${whole}.${fraction ?? '0'}`) * unit);
   if (!Number.isSafeInteger(bytes)) throw new CowbirdError('EINVAL', `Size \`${text}\` is larger than 8 PiB`);

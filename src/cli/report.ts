@@ -16,7 +16,8 @@ export function reportError(io: Io, error: unknown, subject: string, json: boole
     return status;
   }
   if (error instanceof UsageError) {
-    print(io, json, subject, { code: 'EINVAL', errno: errnoOf('EINVAL'), message: error.message });
+    if (json) print(io, json, subject, { code: 'EINVAL', errno: errnoOf('EINVAL'), message: error.message });
+    else io.err(`${subject}: ${error.message}\n`);
     return EXIT.usage;
   }
   if (error instanceof CowbirdError) {
@@ -29,7 +30,8 @@ export function reportError(io: Io, error: unknown, subject: string, json: boole
   return EXIT.failed;
 }
 
-const INTERRUPTED = 'Interrupted; what the daemon has begun it finishes: `cowbird info` and `cowbird list` show the outcome';
+const INTERRUPTED =
+  'Interrupted; what the daemon has begun it finishes: `cowbird info` and `cowbird list` show the outcome';
 
 /** Neither ours nor the system's: a mistake in Cowbird. */
 function isBug(error: unknown): boolean {

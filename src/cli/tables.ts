@@ -61,7 +61,10 @@ export async function infoText({ devices }: StatusDocument): Promise<string> {
   const table = await columns([['MINOR', 'STATE', 'DEVICE', 'COW FILE', 'USED', 'CHANGED', 'SEQ'], ...rows]);
   const failures = devices
     .filter(({ error }) => error !== undefined)
-    .map(({ minor, error, error_reason: reason }) => `minor ${minor}: error ${error}${reason === undefined ? '' : `: ${reason}`}`);
+    .map(
+      ({ minor, error, error_reason: reason }) =>
+        `minor ${minor}: error ${error}${reason === undefined ? '' : `: ${reason}`}`,
+    );
   return [table, ...failures].join('\n');
 }
 

@@ -63,6 +63,7 @@ const link: KeeperLink = new KeeperLink(parentChannel(), async (call, params): P
 });
 
 // The keeper's end is ours: without it nobody answers for the descriptors.
-process.on('disconnect', () => process.exit(1));
-process.on('SIGTERM', () => process.exit(0));
+// At once: exit() would wait for the workers, and they for requests.
+process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
+process.on('SIGTERM', () => undefined);
 process.on('SIGINT', () => undefined);

@@ -106,16 +106,14 @@ export class EngineKeeper {
     await started;
   }
 
-  /** Ends the engine for good. The volumes must be detached by then. */
+  /** Ends the engine for good. The volumes must be detached by then: it has nothing in hand that it could lose. */
   async stop(): Promise<void> {
     this.#stopping = true;
     const engine = this.#engine;
     if (engine !== undefined) {
       const ended = new Promise<void>((resolve) => engine.child.once('exit', () => resolve()));
-      engine.child.kill('SIGTERM');
-      const timer = setTimeout(() => engine.child.kill('SIGKILL'), 5_000);
+      engine.child.kill('SIGKILL');
       await ended;
-      clearTimeout(timer);
     }
     for (const { child } of this.#helpers.values()) child.kill('SIGKILL');
   }

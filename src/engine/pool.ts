@@ -70,7 +70,8 @@ export class Pool {
       // and the keeper starts a new one over what memory says.
       worker.on('error', (error) => {
         process.stderr.write(`worker ${start.number} ended: ${messageOf(error)}\n${error.stack ?? ''}\n`);
-        process.exit(70);
+        // Not process.exit(): that would wait for the other workers' system calls.
+        process.kill(process.pid, 'SIGKILL');
       });
     });
   }

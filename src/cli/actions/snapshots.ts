@@ -24,7 +24,10 @@ const setupSnapshot: Action = async (call) => {
   const minor = parseMinor(operand(call, 2));
   const cacheBytes = sizeOption(call, 'cache', BYTE);
   const storeBytes = sizeOption(call, 'size', MIB);
-  const options = { ...(cacheBytes === undefined ? {} : { cacheBytes }), ...(storeBytes === undefined ? {} : { storeBytes }) };
+  const options = {
+    ...(cacheBytes === undefined ? {} : { cacheBytes }),
+    ...(storeBytes === undefined ? {} : { storeBytes }),
+  };
   const cowFile = newCowFile(operand(call, 1));
   const device = await call.library.setupSnapshot(operand(call, 0), cowFile, minor, options, call.client);
   return answer(call, { device }, device);
@@ -71,7 +74,11 @@ const changes: Action = async (call) => {
   const report = await call.library.changes(parseMinor(operand(call, 0)), call.client);
   const { nr_changed_blocks: blocks, bytes, extents } = report;
   const lines = extents.map(({ offset, length }) => `${offset} ${length}`);
-  return answer(call, report, [`${blocks} blocks, ${formatSize(bytes)}, ${extents.length} extents`, ...lines].join('\n'));
+  return answer(
+    call,
+    report,
+    [`${blocks} blocks, ${formatSize(bytes)}, ${extents.length} extents`, ...lines].join('\n'),
+  );
 };
 
 export const snapshotActions: Readonly<Record<string, Action>> = {

@@ -12,7 +12,10 @@ const NAME = /^[A-Za-z0-9._-]{1,64}$/;
 function nameOption(call: Call): string | undefined {
   const name = call.value('name');
   if (name !== undefined && !NAME.test(name)) {
-    throw new CowbirdError('EINVAL', `Name \`${name}\` cannot be a link in /dev/cowbird: use 1 to 64 of A-Z a-z 0-9 . _ -`);
+    throw new CowbirdError(
+      'EINVAL',
+      `Name \`${name}\` cannot be a link in /dev/cowbird: use 1 to 64 of A-Z a-z 0-9 . _ -`,
+    );
   }
   return name;
 }

@@ -12,7 +12,12 @@ export const SNAPSHOT_COMMANDS: readonly CommandSpec[] = [
     ],
     operands: [DEVICE, COWFILE, MINOR],
     options: [CACHE, STORE_SIZE, JSON_OPTION],
-    examples: [{ command: 'cowbird setup-snapshot -f 4GiB /dev/loop3 /srv/.cow1 0', meaning: 'Snapshot 0 with a COW file of 4 GiB.' }],
+    examples: [
+      {
+        command: 'cowbird setup-snapshot -f 4GiB /dev/loop3 /srv/.cow1 0',
+        meaning: 'Snapshot 0 with a COW file of 4 GiB.',
+      },
+    ],
   },
   {
     name: 'reload-snapshot',
@@ -34,7 +39,7 @@ export const SNAPSHOT_COMMANDS: readonly CommandSpec[] = [
     name: 'destroy',
     summary: 'End a snapshot or incremental tracking',
     description: [
-      'Removes the snapshot\'s device and ends tracking. The COW file is deleted when the snapshot is active or failed; a dormant or unverified one is left. Refused (EBUSY) while the snapshot\'s device is open.',
+      "Removes the snapshot's device and ends tracking. The COW file is deleted when the snapshot is active or failed; a dormant or unverified one is left. Refused (EBUSY) while the snapshot's device is open.",
     ],
     operands: [MINOR],
     options: [JSON_OPTION],
@@ -42,7 +47,9 @@ export const SNAPSHOT_COMMANDS: readonly CommandSpec[] = [
   {
     name: 'transition-to-incremental',
     summary: 'From snapshot to incremental mode',
-    description: ['The snapshot\'s device goes; from then on changes are only marked, which costs next to nothing. The COW file shrinks to its index.'],
+    description: [
+      "The snapshot's device goes; from then on changes are only marked, which costs next to nothing. The COW file shrinks to its index.",
+    ],
     operands: [MINOR],
     options: [JSON_OPTION],
   },
@@ -75,10 +82,17 @@ export const SNAPSHOT_COMMANDS: readonly CommandSpec[] = [
   {
     name: 'reconfigure-auto-expand',
     summary: 'Let the COW file grow by itself',
-    description: ['Lets the COW file of an active snapshot grow by STEP whenever it is about to be full. A STEP of 0 ends that.'],
+    description: [
+      'Lets the COW file of an active snapshot grow by STEP whenever it is about to be full. A STEP of 0 ends that.',
+    ],
     operands: [{ name: 'STEP', help: 'By how much it grows each time; a bare number is MiB.' }, MINOR],
     options: [
-      { short: '-r', long: '--reserve', value: 'RESERVED', help: 'Space that stays free on the file system; a bare number is MiB. Default: 0.' },
+      {
+        short: '-r',
+        long: '--reserve',
+        value: 'RESERVED',
+        help: 'Space that stays free on the file system; a bare number is MiB. Default: 0.',
+      },
       JSON_OPTION,
     ],
   },
@@ -93,7 +107,7 @@ export const SNAPSHOT_COMMANDS: readonly CommandSpec[] = [
     name: 'info',
     summary: 'Show snapshots and incremental tracking',
     description: [
-      'One line each: minor, state, device, COW file, how full it is, changed blocks and sequence number. With --json dattobd\'s fields, in its order.',
+      "One line each: minor, state, device, COW file, how full it is, changed blocks and sequence number. With --json dattobd's fields, in its order.",
     ],
     operands: [{ ...MINOR, optional: true, help: 'Only this one.' }],
     options: [JSON_OPTION],

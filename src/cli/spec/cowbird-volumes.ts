@@ -9,19 +9,26 @@ export const VOLUME_COMMANDS: readonly CommandSpec[] = [
     summary: 'Attach a disk, partition or image',
     description: [
       'Puts Cowbird between a disk and its users. The volume is a block device with the same bytes at the same places; nothing is written to the origin by attaching it. From then on mount the volume, not the origin.',
-      'Prints the volume\'s device node, and nothing else, on stdout. A stable link to it is made as /dev/cowbird/NAME.',
+      "Prints the volume's device node, and nothing else, on stdout. A stable link to it is made as /dev/cowbird/NAME.",
       'Refused (EBUSY) while the origin is mounted, open exclusively, behind a loop device, attached already, or holds what Cowbird itself runs from.',
     ],
     operands: [{ name: 'ORIGIN', help: 'Disk, partition or image file.' }],
     options: [
-      { long: '--name', value: 'NAME', help: 'Name of the volume, 1 to 64 of A-Z a-z 0-9 . _ -. Default: the base name of the origin.' },
+      {
+        long: '--name',
+        value: 'NAME',
+        help: 'Name of the volume, 1 to 64 of A-Z a-z 0-9 . _ -. Default: the base name of the origin.',
+      },
       { long: '--workers', value: 'N', help: 'How many threads may serve the volume at once, 1 to 64.' },
       { long: '--read-only', help: 'Let nobody write to the volume.' },
       { long: '--raw', help: 'Take a file that looks like another image format (qcow2) as raw bytes.' },
       JSON_OPTION,
     ],
     examples: [
-      { command: 'DEV=$(cowbird attach /dev/sdb1) && mount "$DEV" /srv', meaning: 'Attach a partition and mount the volume.' },
+      {
+        command: 'DEV=$(cowbird attach /dev/sdb1) && mount "$DEV" /srv',
+        meaning: 'Attach a partition and mount the volume.',
+      },
       { command: 'cowbird attach disk.img --name test', meaning: 'Attach an image file as /dev/cowbird/test.' },
     ],
   },
@@ -54,7 +61,7 @@ export const VOLUME_COMMANDS: readonly CommandSpec[] = [
     name: 'events',
     summary: 'Print what happens, as it happens',
     description: [
-      'Prints the daemon\'s events from now on, one line each: failed devices with cause, block and errno, changes of state, stores that fill. Ends with the daemon or at Ctrl-C.',
+      "Prints the daemon's events from now on, one line each: failed devices with cause, block and errno, changes of state, stores that fill. Ends with the daemon or at Ctrl-C.",
     ],
     operands: [],
     options: [{ ...JSON_OPTION, help: 'Print one JSON object a line; errors are then JSON on stderr.' }],
@@ -63,7 +70,14 @@ export const VOLUME_COMMANDS: readonly CommandSpec[] = [
     name: 'help',
     summary: 'Show help',
     description: ['Shows the help of Cowbird, or of one command.'],
-    operands: [{ name: 'COMMAND', help: 'A command: `cowbird help attach`, `cowbird help daemon start`.', optional: true, many: true }],
+    operands: [
+      {
+        name: 'COMMAND',
+        help: 'A command: `cowbird help attach`, `cowbird help daemon start`.',
+        optional: true,
+        many: true,
+      },
+    ],
     options: [JSON_OPTION],
   },
 ];
@@ -93,7 +107,9 @@ export const DAEMON_COMMANDS: readonly CommandSpec[] = [
   {
     name: 'daemon restart',
     summary: 'Start the engine anew under the attached volumes',
-    description: ['Swaps the engine\'s process while volumes stay attached and mounted: their users wait, and see no error.'],
+    description: [
+      "Swaps the engine's process while volumes stay attached and mounted: their users wait, and see no error.",
+    ],
     operands: [],
     options: [JSON_OPTION],
   },

@@ -16,7 +16,13 @@ export const COWBIRD: ProgramSpec = {
     'Cowbird takes instant copy-on-write snapshots of mounted, busy volumes and keeps track of what changes, so that a backup copies only that. It needs no kernel module: a volume is attached once (`cowbird attach`) and mounted through Cowbird from then on.',
     'Sizes take suffixes: K, M, G, T, KiB, MiB, GiB and TiB count by 1024; KB, MB, GB and TB by 1000. What a bare number means is said with each option.',
   ],
-  commands: [...volumes, ...SNAPSHOT_COMMANDS, ...others.filter(({ name }) => name !== 'help'), ...DAEMON_COMMANDS, ...others.filter(({ name }) => name === 'help')],
+  commands: [
+    ...volumes,
+    ...SNAPSHOT_COMMANDS,
+    ...others.filter(({ name }) => name !== 'help'),
+    ...DAEMON_COMMANDS,
+    ...others.filter(({ name }) => name === 'help'),
+  ],
   operands: [],
   options: [JSON_OPTION, VERSION_OPTION, HELP_OPTION],
   exits: [

@@ -1,11 +1,28 @@
 /** `dbdctl` and `elioctl`: one grammar, dattobd's, with what elastio-snap added and left out. */
-import { DEVICE, MINOR, RELOAD_COWFILE, COWFILE } from './operands.js';
-import { type CommandSpec, ENVIRONMENT, type ExitSpec, FILES, HELP_OPTION, type OptionSpec, type ProgramSpec, VERSION_OPTION } from './types.js';
+import { COWFILE, DEVICE, MINOR, RELOAD_COWFILE } from './operands.js';
+import {
+  type CommandSpec,
+  ENVIRONMENT,
+  type ExitSpec,
+  FILES,
+  HELP_OPTION,
+  type OptionSpec,
+  type ProgramSpec,
+  VERSION_OPTION,
+} from './types.js';
 
 export const DRIVER_FAILED = 255;
 
-const CACHE: OptionSpec = { short: '-c', value: 'CACHE', help: 'Memory for the index, in bytes. Default, and meaning of 0: 300 MiB.' };
-const FALLOCATE: OptionSpec = { short: '-f', value: 'FALLOCATE', help: 'Size of the COW file, in MiB. Default, and meaning of 0: 10 % of the volume.' };
+const CACHE: OptionSpec = {
+  short: '-c',
+  value: 'CACHE',
+  help: 'Memory for the index, in bytes. Default, and meaning of 0: 300 MiB.',
+};
+const FALLOCATE: OptionSpec = {
+  short: '-f',
+  value: 'FALLOCATE',
+  help: 'Size of the COW file, in MiB. Default, and meaning of 0: 10 % of the volume.',
+};
 const IGNORE: OptionSpec = {
   short: '-i',
   help: 'Accepted and shown in the status. Reads of a failed snapshot give an error all the same: never wrong data.',
@@ -13,7 +30,10 @@ const IGNORE: OptionSpec = {
 
 const EXITS: readonly ExitSpec[] = [
   { status: 0, meaning: 'Done.' },
-  { status: DRIVER_FAILED, meaning: 'Failed: wrong arguments, refused, or an error; the last line on stderr says which.' },
+  {
+    status: DRIVER_FAILED,
+    meaning: 'Failed: wrong arguments, refused, or an error; the last line on stderr says which.',
+  },
   { status: 130, meaning: 'Interrupted by Ctrl-C.' },
 ];
 
@@ -47,14 +67,16 @@ const TRANSITIONS: readonly CommandSpec[] = [
   {
     name: 'destroy',
     summary: 'End a snapshot or incremental tracking',
-    description: ['Deletes the COW file when the snapshot is active or failed; leaves it when it is dormant or unverified.'],
+    description: [
+      'Deletes the COW file when the snapshot is active or failed; leaves it when it is dormant or unverified.',
+    ],
     operands: [MINOR],
     options: [],
   },
   {
     name: 'transition-to-incremental',
     summary: 'From snapshot to incremental mode',
-    description: ['The snapshot\'s device goes; from then on changes are only marked.'],
+    description: ["The snapshot's device goes; from then on changes are only marked."],
     operands: [MINOR],
     options: [],
   },
@@ -87,16 +109,36 @@ const EXPANSION: readonly CommandSpec[] = [
     summary: 'Let the COW file grow by itself',
     description: ['A STEP of 0 ends that.'],
     operands: [{ name: 'STEP', help: 'By how much it grows each time, in MiB.' }, MINOR],
-    options: [{ short: '-r', value: 'RESERVED', help: 'Space that stays free on the file system, in MiB. Default: 0.' }],
+    options: [
+      { short: '-r', value: 'RESERVED', help: 'Space that stays free on the file system, in MiB. Default: 0.' },
+    ],
   },
 ];
 
 const QUERIES: readonly CommandSpec[] = [
-  { name: 'info', summary: 'Print the status of a snapshot as JSON', description: ['The fields of /run/cowbird/info.'], operands: [MINOR], options: [] },
-  { name: 'get-free-minor', summary: 'Print the lowest minor in no use', description: ['The number alone on stdout.'], operands: [], options: [] },
+  {
+    name: 'info',
+    summary: 'Print the status of a snapshot as JSON',
+    description: ['The fields of /run/cowbird/info.'],
+    operands: [MINOR],
+    options: [],
+  },
+  {
+    name: 'get-free-minor',
+    summary: 'Print the lowest minor in no use',
+    description: ['The number alone on stdout.'],
+    operands: [],
+    options: [],
+  },
 ];
 
-const HELP: CommandSpec = { name: 'help', summary: 'Show help', description: ['Shows this help.'], operands: [], options: [] };
+const HELP: CommandSpec = {
+  name: 'help',
+  summary: 'Show help',
+  description: ['Shows this help.'],
+  operands: [],
+  options: [],
+};
 
 const COMMON = [
   'Success prints nothing. A failure says cause and advice on stderr, and last the line that the original tool prints.',
@@ -105,28 +147,60 @@ const COMMON = [
 
 export const DBDCTL: ProgramSpec = {
   name: 'dbdctl',
-  summary: 'dattobd\'s command, for Cowbird',
-  description: ['Has the verbs, options and units of dattobd\'s dbdctl, and works on volumes that are attached to Cowbird.', ...COMMON],
-  commands: [...setupAndReload([], 'The COW file has to lie on the volume itself.'), ...TRANSITIONS, ...EXPANSION, HELP],
+  summary: "dattobd's command, for Cowbird",
+  description: [
+    "Has the verbs, options and units of dattobd's dbdctl, and works on volumes that are attached to Cowbird.",
+    ...COMMON,
+  ],
+  commands: [
+    ...setupAndReload([], 'The COW file has to lie on the volume itself.'),
+    ...TRANSITIONS,
+    ...EXPANSION,
+    HELP,
+  ],
   operands: [],
   options: [VERSION_OPTION, HELP_OPTION],
   exits: EXITS,
   environment: ENVIRONMENT,
-  files: [{ name: '/dev/dattoMINOR', help: 'Link to the device node of a snapshot that was made through dbdctl.' }, ...FILES],
+  files: [
+    { name: '/dev/dattoMINOR', help: 'Link to the device node of a snapshot that was made through dbdctl.' },
+    ...FILES,
+  ],
   seeAlso: ['cowbird(8)', 'elioctl(8)', 'update-img(8)'],
-  examples: [{ command: 'dbdctl setup-snapshot -f 4096 /dev/loop3 /srv/.datto 0', meaning: 'Snapshot 0 with a COW file of 4096 MiB.' }],
+  examples: [
+    {
+      command: 'dbdctl setup-snapshot -f 4096 /dev/loop3 /srv/.datto 0',
+      meaning: 'Snapshot 0 with a COW file of 4096 MiB.',
+    },
+  ],
 };
 
 export const ELIOCTL: ProgramSpec = {
   name: 'elioctl',
-  summary: 'elastio-snap\'s command, for Cowbird',
-  description: ['Has the verbs, options and units of elastio-snap\'s elioctl, and works on volumes that are attached to Cowbird.', ...COMMON],
-  commands: [...setupAndReload([IGNORE], 'The COW file may lie on the volume itself or anywhere else.'), ...TRANSITIONS, ...QUERIES, HELP],
+  summary: "elastio-snap's command, for Cowbird",
+  description: [
+    "Has the verbs, options and units of elastio-snap's elioctl, and works on volumes that are attached to Cowbird.",
+    ...COMMON,
+  ],
+  commands: [
+    ...setupAndReload([IGNORE], 'The COW file may lie on the volume itself or anywhere else.'),
+    ...TRANSITIONS,
+    ...QUERIES,
+    HELP,
+  ],
   operands: [],
   options: [VERSION_OPTION, HELP_OPTION],
   exits: EXITS,
   environment: ENVIRONMENT,
-  files: [{ name: '/dev/elastio-snapMINOR', help: 'Link to the device node of a snapshot that was made through elioctl.' }, ...FILES],
+  files: [
+    { name: '/dev/elastio-snapMINOR', help: 'Link to the device node of a snapshot that was made through elioctl.' },
+    ...FILES,
+  ],
   seeAlso: ['cowbird(8)', 'dbdctl(8)', 'update-img(8)'],
-  examples: [{ command: 'elioctl setup-snapshot /dev/loop3 /var/tmp/store 0', meaning: 'Snapshot 0 with a COW file on another file system.' }],
+  examples: [
+    {
+      command: 'elioctl setup-snapshot /dev/loop3 /var/tmp/store 0',
+      meaning: 'Snapshot 0 with a COW file on another file system.',
+    },
+  ],
 };

@@ -38,14 +38,25 @@ export function optionsOf(command: CommandSpec): OptionSpec[] {
 
 /** Help of one command of a program. */
 export function commandHelp(program: ProgramSpec, command: CommandSpec): string {
-  const usage = [program.name, command.name, synopsis(command.options, command.operands)].filter((part) => part !== '').join(' ');
+  const usage = [program.name, command.name, synopsis(command.options, command.operands)]
+    .filter((part) => part !== '')
+    .join(' ');
   return sections([
     [`Usage: ${usage}`],
     command.description.flatMap((paragraph, at) => (at === 0 ? wrap(paragraph, 0) : ['', ...wrap(paragraph, 0)])),
-    titled('Operands:', command.operands.map(({ name, help }) => [name, help])),
-    titled('Options:', optionsOf(command).map((option) => [optionLabel(option), option.help])),
+    titled(
+      'Operands:',
+      command.operands.map(({ name, help }) => [name, help]),
+    ),
+    titled(
+      'Options:',
+      optionsOf(command).map((option) => [optionLabel(option), option.help]),
+    ),
     examples(command.examples ?? []),
-    titled('Exit codes:', exitsOf(program, command).map(({ status, meaning }) => [String(status), meaning])),
+    titled(
+      'Exit codes:',
+      exitsOf(program, command).map(({ status, meaning }) => [String(status), meaning]),
+    ),
   ]);
 }
 
@@ -54,9 +65,15 @@ export function groupHelp(program: ProgramSpec, group: string): string {
   const members = program.commands.filter(({ name }) => name.startsWith(`${group} `));
   return sections([
     [`Usage: ${program.name} ${group} COMMAND`],
-    titled('Commands:', members.map(({ name, summary }) => [name, summary])),
+    titled(
+      'Commands:',
+      members.map(({ name, summary }) => [name, summary]),
+    ),
     titled('Options:', [[optionLabel(HELP_OPTION), HELP_OPTION.help]]),
-    titled('Exit codes:', exitsOf(program).map(({ status, meaning }) => [String(status), meaning])),
+    titled(
+      'Exit codes:',
+      exitsOf(program).map(({ status, meaning }) => [String(status), meaning]),
+    ),
   ]);
 }
 
@@ -69,17 +86,28 @@ export function programHelp(program: ProgramSpec, detailed = false): string {
     [`Usage: ${usage}`],
     program.description.flatMap((paragraph, at) => (at === 0 ? wrap(paragraph, 0) : ['', ...wrap(paragraph, 0)])),
     detailed ? detailedCommands(program) : titled('Commands:', summaries),
-    titled('Operands:', program.operands.map(({ name, help }) => [name, help])),
-    titled('Options:', program.options.map((option) => [optionLabel(option), option.help])),
+    titled(
+      'Operands:',
+      program.operands.map(({ name, help }) => [name, help]),
+    ),
+    titled(
+      'Options:',
+      program.options.map((option) => [optionLabel(option), option.help]),
+    ),
     examples(program.examples),
-    titled('Exit codes:', program.exits.map(({ status, meaning }) => [String(status), meaning])),
+    titled(
+      'Exit codes:',
+      program.exits.map(({ status, meaning }) => [String(status), meaning]),
+    ),
   ]);
 }
 
 function detailedCommands(program: ProgramSpec): string[] {
   const lines = ['Commands:'];
   for (const command of program.commands) {
-    lines.push(`  ${[program.name, command.name, synopsis(command.options, command.operands)].filter((part) => part !== '').join(' ')}`);
+    lines.push(
+      `  ${[program.name, command.name, synopsis(command.options, command.operands)].filter((part) => part !== '').join(' ')}`,
+    );
     lines.push(...wrap(`${command.summary}.`, 6));
     for (const option of command.options) lines.push(...wrap(`${optionLabel(option)}: ${option.help}`, 6));
   }

@@ -25,14 +25,18 @@ function contents(program: ProgramSpec): string {
     ...program.description.flatMap((text) => [text, '']),
     '| command | what it does |',
     '|---|---|',
-    ...program.commands.map((command) => `| [${program.name} ${command.name}](${fileOf(command)}) | ${command.summary} |`),
+    ...program.commands.map(
+      (command) => `| [${program.name} ${command.name}](${fileOf(command)}) | ${command.summary} |`,
+    ),
     '',
     'The man pages of `cowbird`, `dbdctl`, `elioctl` and `update-img` are in `man/`.',
   ].join('\n')}\n`;
 }
 
 function page(program: ProgramSpec, command: CommandSpec): string {
-  const usage = [program.name, command.name, synopsis(command.options, command.operands)].filter((part) => part !== '').join(' ');
+  const usage = [program.name, command.name, synopsis(command.options, command.operands)]
+    .filter((part) => part !== '')
+    .join(' ');
   const lines = [
     NOTICE,
     '',
@@ -45,9 +49,18 @@ function page(program: ProgramSpec, command: CommandSpec): string {
     '```',
     '',
     ...command.description.flatMap((text) => [text, '']),
-    ...table('operand', command.operands.map(({ name, help }) => [name, help])),
-    ...table('option', optionsOf(command).map((option) => [optionLabel(option), option.help])),
-    ...table('exit code', exitsOf(program, command).map(({ status, meaning }) => [String(status), meaning])),
+    ...table(
+      'operand',
+      command.operands.map(({ name, help }) => [name, help]),
+    ),
+    ...table(
+      'option',
+      optionsOf(command).map((option) => [optionLabel(option), option.help]),
+    ),
+    ...table(
+      'exit code',
+      exitsOf(program, command).map(({ status, meaning }) => [String(status), meaning]),
+    ),
   ];
   for (const { command: text, meaning } of command.examples ?? []) lines.push(meaning, '', '```sh', text, '```', '');
   return `${lines.join('\n').trimEnd()}\n`;
@@ -56,5 +69,10 @@ function page(program: ProgramSpec, command: CommandSpec): string {
 function table(title: string, rows: ReadonlyArray<readonly [string, string]>): string[] {
   if (rows.length === 0) return [];
   const cell = (text: string): string => text.replaceAll('|', '\\|').replaceAll('<', '&lt;');
-  return [`| ${title} | meaning |`, '|---|---|', ...rows.map(([label, help]) => `| \`${label}\` | ${cell(help)} |`), ''];
+  return [
+    `| ${title} | meaning |`,
+    '|---|---|',
+    ...rows.map(([label, help]) => `| \`${label}\` | ${cell(help)} |`),
+    '',
+  ];
 }

@@ -15,7 +15,7 @@ export const COWFILE: OperandSpec = {
 
 export const RELOAD_COWFILE: OperandSpec = {
   name: 'COWFILE',
-  help: 'Path of the COW file from the root of the volume\'s file system (/.cow), or in full when it lies elsewhere.',
+  help: "Path of the COW file from the root of the volume's file system (/.cow), or in full when it lies elsewhere.",
 };
 
 export const CACHE: OptionSpec = {

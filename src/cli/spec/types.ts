@@ -68,13 +68,13 @@ export const VERSION_OPTION: OptionSpec = { short: '-V', long: '--version', help
 export const JSON_OPTION: OptionSpec = { long: '--json', help: 'Print JSON; errors are then JSON on stderr.' };
 
 export const ENVIRONMENT = [
-  { name: 'COWBIRD_RUN_DIR', help: 'Directory of the daemon\'s socket, status file and log. Default: /run/cowbird.' },
+  { name: 'COWBIRD_RUN_DIR', help: "Directory of the daemon's socket, status file and log. Default: /run/cowbird." },
   { name: 'COWBIRD_STATE_DIR', help: 'Directory of what must outlive a reboot. Default: /var/lib/cowbird.' },
 ] as const;
 
 export const FILES = [
-  { name: '/dev/cowbird/NAME', help: 'Stable link to an attached volume\'s device node.' },
-  { name: '/dev/cowbirdMINOR', help: 'Link to a snapshot\'s device node; there while it is in snapshot mode.' },
+  { name: '/dev/cowbird/NAME', help: "Stable link to an attached volume's device node." },
+  { name: '/dev/cowbirdMINOR', help: "Link to a snapshot's device node; there while it is in snapshot mode." },
   { name: '/run/cowbird/info', help: 'Status of everything that is tracked, as JSON; readable by everybody.' },
-  { name: '/run/cowbird/daemon.log', help: 'The daemon\'s log, one JSON object a line.' },
+  { name: '/run/cowbird/daemon.log', help: "The daemon's log, one JSON object a line." },
 ] as const;

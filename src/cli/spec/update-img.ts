@@ -26,14 +26,23 @@ export const UPDATE_IMG: ProgramSpec = {
     { status: 0, meaning: 'Done: the image is the snapshot.' },
     { status: UPDATE_EXIT.blockErrors, meaning: 'Some blocks could not be read or written; the others were copied.' },
     { status: UPDATE_EXIT.noSnapshot, meaning: 'SNAPSHOT, COWFILE or IMAGE does not exist.' },
-    { status: UPDATE_EXIT.mismatch, meaning: 'Wrong usage, or COWFILE or IMAGE does not belong to SNAPSHOT; nothing was written.' },
-    { status: UPDATE_EXIT.interrupted, meaning: 'Interrupted by Ctrl-C. Any other status is the errno of what failed.' },
+    {
+      status: UPDATE_EXIT.mismatch,
+      meaning: 'Wrong usage, or COWFILE or IMAGE does not belong to SNAPSHOT; nothing was written.',
+    },
+    {
+      status: UPDATE_EXIT.interrupted,
+      meaning: 'Interrupted by Ctrl-C. Any other status is the errno of what failed.',
+    },
   ],
   environment: ENVIRONMENT,
   files: FILES,
   seeAlso: ['cowbird(8)', 'dbdctl(8)', 'elioctl(8)'],
   examples: [
-    { command: 'update-img /dev/cowbird0 /srv/.cow1 backup.img', meaning: 'Update an image after transition-to-snapshot.' },
+    {
+      command: 'update-img /dev/cowbird0 /srv/.cow1 backup.img',
+      meaning: 'Update an image after transition-to-snapshot.',
+    },
     { command: 'update-img --scan /dev/cowbird0 backup.img', meaning: 'Update it with no list of changes.' },
   ],
 };

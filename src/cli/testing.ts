@@ -1,0 +1,55 @@
+/** Stand-ins for the tests of the command lines: streams that are kept, and a library whose operations a test gives. */
+import type { AbortCause, Io, Library } from './io.js';
+
+export interface FakeIo extends Io {
+  stdout: string;
+  stderr: string;
+  abort(cause: AbortCause): void;
+}
+
+/** Every operation that is not given fails the test that calls it. */
+export function fakeIo(operations: Partial<Library> = {}): FakeIo {
+  const controller = new AbortController();
+  const missing = (name: string) => (): never => {
+    throw new Error(`${name} was called`);
+  };
+  const library: Library = {
+    attach: missing('attach'),
+    changes: missing('changes'),
+    daemonStatus: missing('daemonStatus'),
+    destroy: missing('destroy'),
+    detach: missing('detach'),
+    doctor: missing('doctor'),
+    events: missing('events'),
+    expandCowFile: missing('expandCowFile'),
+    getFreeMinor: missing('getFreeMinor'),
+    info: missing('info'),
+    listVolumes: missing('listVolumes'),
+    reconfigure: missing('reconfigure'),
+    reconfigureAutoExpand: missing('reconfigureAutoExpand'),
+    reloadIncremental: missing('reloadIncremental'),
+    reloadSnapshot: missing('reloadSnapshot'),
+    restartDaemon: missing('restartDaemon'),
+    setupSnapshot: missing('setupSnapshot'),
+    startDaemon: missing('startDaemon'),
+    stopDaemon: missing('stopDaemon'),
+    transitionToIncremental: missing('transitionToIncremental'),
+    transitionToSnapshot: missing('transitionToSnapshot'),
+    ...operations,
+  };
+  const io: FakeIo = {
+    stdout: '',
+    stderr: '',
+    out: (text) => {
+      io.stdout += text;
+    },
+    err: (text) => {
+      io.stderr += text;
+    },
+    signal: controller.signal,
+    terminal: undefined,
+    library: async () => library,
+    abort: (cause) => controller.abort(cause),
+  };
+  return io;
+}
