@@ -1,23 +1,103 @@
-/** Debian packages by the programs that are needed from them, for the demo and for the tests. */
+/** Debian packages: which are needed for the demo and for the tests, by the programs that are needed from them. */
+import { accessSync, constants, existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { delimiter, join } from 'node:path';
+import { ADMIN_PATHS, environment, Interrupted, pause, STATE, say } from './children.mjs';
 
 export const PACKAGES = {
   demo: [
-    { package: 'e2fsprogs', programs: ['mkfs.ext4', 'e2fsck', 'debugfs'] },
+    { package: 'e2fsprogs', programs: ['mkfs.ext4', 'e2fsck', 'debugfs', 'chattr'] },
     { package: 'mount', programs: ['mount', 'umount', 'losetup'] },
-    { package: 'util-linux', programs: ['fstrim', 'fsfreeze'] },
+    { package: 'util-linux', programs: ['blkid', 'findmnt', 'fstrim', 'fsfreeze'] },
   ],
   test: [
-    { package: 'fio', programs: ['fio'] },
-    { package: 'xfsprogs', programs: ['mkfs.xfs', 'xfs_repair', 'xfs_io'] },
     { package: 'btrfs-progs', programs: ['mkfs.btrfs'] },
     { package: 'fdisk', programs: ['sfdisk'] },
-    { package: 'zstd', programs: ['zstd'] },
+    { package: 'fio', programs: ['fio'] },
     { package: 'procps', programs: ['ps'] },
+    { package: 'util-linux', programs: ['addpart', 'blkdiscard', 'unshare'] },
+    { package: 'xfsprogs', programs: ['mkfs.xfs', 'xfs_repair', 'xfs_io'] },
+    { package: 'zstd', programs: ['zstd'] },
   ],
 };
 
+/** There while an installation is under way: a half-configured package may have its programs in place already. */
+const UNDER_WAY = join(STATE, 'packages-under-way');
+const ATTEMPTS = 2;
+const RETRY_AFTER_MS = 3000;
+
+/** Whether a program is on the path, or where the administrator's programs are. */
+export function hasProgram(name) {
+  const folders = [...(process.env.PATH ?? '').split(delimiter), ...ADMIN_PATHS];
+  return folders.some((folder) => {
+    try {
+      accessSync(join(folder, name), constants.X_OK);
+      return true;
+    } catch {
+      return false;
+    }
+  });
+}
+
 /** The packages whose programs are not all on this machine. */
-export function missingPackages(purpose, hasProgram) {
+export function missingPackages(purpose, has = hasProgram) {
   const wanted = purpose === 'test' ? [...PACKAGES.demo, ...PACKAGES.test] : PACKAGES.demo;
-  return wanted.filter((entry) => !entry.programs.every(hasProgram)).map((entry) => entry.package);
+  const missing = wanted.filter((entry) => !entry.programs.every((name) => has(name)));
+  return [...new Set(missing.map((entry) => entry.package))];
+}
+
+/** Why nothing can be installed here, when that is so. */
+function whyNot() {
+  if (process.env.COWBIRD_SETUP === 'no-apt') return 'COWBIRD_SETUP=no-apt asks for no installation';
+  if (!hasProgram('apt-get')) return 'there is no apt-get here';
+  if (process.getuid() !== 0) return 'installing needs root';
+  return undefined;
+}
+
+async function install(children, packages) {
+  const apt = (args, more) =>
+    children.run('apt-get', ['-q', '-y', '-o', 'DPkg::Lock::Timeout=300', ...args], {
+      env: environment({ DEBIAN_FRONTEND: 'noninteractive', DEBCONF_NONINTERACTIVE_SEEN: 'true' }),
+      stdout: 'ignore',
+      ...more,
+    });
+  await apt(['update']);
+  const what = ['install', '--no-install-recommends', ...packages];
+  await apt([...what, '--download-only']);
+  // Only this step changes the system: short, and never stopped half-way.
+  await apt(what, { whole: true });
+}
+
+async function repair(children) {
+  say('an installation of packages was cut off; dpkg --configure -a');
+  const env = environment({ DEBIAN_FRONTEND: 'noninteractive' });
+  await children.run('dpkg', ['--configure', '-a'], { env, stdout: 'ignore', whole: true });
+}
+
+/** Installs what is missing for a purpose; where it cannot, says so, and goes on. */
+export async function installPackages(children, purpose) {
+  const missing = missingPackages(purpose);
+  const cutOff = existsSync(UNDER_WAY);
+  if (missing.length === 0 && !cutOff) return;
+  const reason = whyNot();
+  if (reason !== undefined) {
+    if (missing.length > 0) say(`missing Debian packages, and ${reason}; going on without: ${missing.join(' ')}`);
+    return;
+  }
+  if (missing.length > 0) say(`installing these Debian packages: ${missing.join(' ')}`);
+  mkdirSync(STATE, { recursive: true });
+  for (let attempt = 1; attempt <= ATTEMPTS; attempt++) {
+    try {
+      if (cutOff || attempt > 1) await repair(children);
+      writeFileSync(UNDER_WAY, '');
+      if (missing.length > 0) await install(children, missing);
+      rmSync(UNDER_WAY);
+      break;
+    } catch (error) {
+      if (error instanceof Interrupted) throw error;
+      say(error.message);
+      if (attempt < ATTEMPTS) await pause(RETRY_AFTER_MS);
+    }
+  }
+  const still = missingPackages(purpose);
+  if (still.length > 0) say(`these Debian packages could not be installed; going on without: ${still.join(' ')}`);
 }

@@ -1,219 +1,168 @@
 /**
- * Set-up: dependencies, build, Debian packages. Idempotent: a stamp says what was done for which inputs, and is written last
- * and removed first, so that a set-up that was interrupted anywhere is done again. One at a time: the lock is held by a live
- * process, or it is stale.
+ * Set-up: npm packages, build, Debian packages. Idempotent, and it may be ended at any point: a stamp says for which inputs a
+ * step was done; it is removed first and written last. Programs that ran for the step are another file's matter
+ * (children.mjs), as is the lock (lock.mjs).
  */
-import { spawn, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import {
-  accessSync,
-  constants,
   existsSync,
   mkdirSync,
   readdirSync,
   readFileSync,
+  realpathSync,
   renameSync,
+  rmdirSync,
   rmSync,
   statSync,
   writeFileSync,
 } from 'node:fs';
-import { delimiter, dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { missingPackages } from './packages.mjs';
+import { Children, ProgramFailed, ROOT, readIfThere, STATE, say } from './children.mjs';
+import { takeLock } from './lock.mjs';
+import { installPackages } from './packages.mjs';
 
-export const ROOT = join(dirname(fileURLToPath(import.meta.url)), '..');
-const STATE = join(ROOT, '.cowbird-setup');
-const LOCK = join(STATE, 'lock');
-const ADMIN_PATHS = ['/usr/local/sbin', '/usr/sbin', '/sbin'];
-const LOCK_POLL_MS = 200;
+export { environment, ROOT } from './children.mjs';
+export { hasProgram } from './packages.mjs';
 
-let child;
-let interrupted;
-for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
-  process.on(signal, () => {
-    interrupted = signal;
-    child?.kill(signal);
-  });
-}
+const DIST = join(ROOT, 'dist');
+const BUILD_INFO = join(DIST, '.tsbuildinfo');
+/** There while tsc runs: what it wrote until it was stopped cannot be built upon. */
+const BUILD_UNDER_WAY = join(STATE, 'build-under-way');
+const SOURCE_FOLDERS = ['src', 'test', 'examples'];
+/** `build`: only what makes `dist`. */
+const PURPOSES = ['build', 'demo', 'test'];
 
-/** Whether a program is on the path, or where the administrator's programs are. */
-export function hasProgram(name) {
-  const folders = [...(process.env.PATH ?? '').split(delimiter), ...ADMIN_PATHS];
-  return folders.some((folder) => {
-    try {
-      accessSync(join(folder, name), constants.X_OK);
-      return true;
-    } catch {
-      return false;
-    }
-  });
-}
-
-/** Runs a program to its end; throws when it fails or when we were interrupted. */
-async function run(command, args, options = {}) {
-  const code = await new Promise((resolve, reject) => {
-    child = spawn(command, args, { cwd: ROOT, stdio: ['ignore', 'inherit', 'inherit'], ...options });
-    child.once('error', reject);
-    child.once('exit', (exitCode, signal) => resolve(exitCode ?? signal));
-  });
-  child = undefined;
-  if (interrupted !== undefined) throw new Error(`interrupted by ${interrupted}`);
-  if (code !== 0) throw new Error(`${command} ${args.join(' ')} ended with ${code}`);
-}
-
-function* files(folder) {
-  for (const entry of readdirSync(folder, { withFileTypes: true })) {
-    const path = join(folder, entry.name);
-    if (entry.isDirectory()) yield* files(path);
-    else yield path;
-  }
+function filesUnder(folder) {
+  if (!existsSync(folder)) return [];
+  const entries = readdirSync(folder, { withFileTypes: true, recursive: true });
+  return entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath ?? entry.path, entry.name));
 }
 
 function digest(parts) {
   return createHash('sha256').update(parts.join('\n')).digest('hex');
 }
 
-/** What the dependencies depend on. */
+const read = (name) => readFileSync(join(ROOT, name), 'utf8');
+
+/** What the npm packages depend on. */
 function dependencyKey() {
-  return digest([process.version, readFileSync(join(ROOT, 'package-lock.json'), 'utf8')]);
+  return digest([process.arch, read('package-lock.json')]);
 }
+
+const sources = () => SOURCE_FOLDERS.flatMap((name) => filesUnder(join(ROOT, name))).sort();
 
 /** What the build depends on: names, sizes and times of every source. */
 function buildKey() {
-  const parts = [dependencyKey(), readFileSync(join(ROOT, 'tsconfig.json'), 'utf8')];
-  for (const folder of ['src', 'test', 'examples'].map((name) => join(ROOT, name)).filter(existsSync)) {
-    for (const path of files(folder)) {
-      const { size, mtimeMs } = statSync(path);
-      parts.push(`${path.slice(ROOT.length)} ${size} ${mtimeMs}`);
-    }
+  const parts = [dependencyKey(), read('tsconfig.json')];
+  for (const path of sources()) {
+    const { size, mtimeMs } = statSync(path);
+    parts.push(`${path.slice(ROOT.length)} ${size} ${mtimeMs}`);
   }
   return digest(parts);
 }
 
-function isDone(name, key) {
-  const path = join(STATE, name);
-  return existsSync(path) && readFileSync(path, 'utf8') === key;
-}
-
-async function once(name, key, present, action) {
-  if (present() && isDone(name, key)) return;
-  rmSync(join(STATE, name), { force: true });
+/** Does a step unless it was done for the same inputs and its result is there. The stamp goes first and comes last. */
+async function once(name, key, isPresent, action) {
+  const stamp = join(STATE, name);
+  if (readIfThere(stamp) === key && isPresent()) return;
+  mkdirSync(STATE, { recursive: true });
+  rmSync(stamp, { force: true });
   await action();
-  writeFileSync(join(STATE, `${name}.new`), key);
-  renameSync(join(STATE, `${name}.new`), join(STATE, name));
+  writeFileSync(`${stamp}.new`, key);
+  renameSync(`${stamp}.new`, stamp);
 }
 
-async function installDependencies() {
-  const present = () => existsSync(join(ROOT, 'node_modules', 'koffi'));
-  await once('dependencies', dependencyKey(), present, async () => {
-    console.log('setup: installing the npm packages of package-lock.json');
-    await run('npm', ['ci', '--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error']);
-  });
+async function installDependencies(children) {
+  const wanted = Object.entries(JSON.parse(read('package-lock.json')).packages)
+    .filter(([path, entry]) => path !== '' && entry.optional !== true)
+    .map(([path]) => join(ROOT, path, 'package.json'));
+  await once(
+    'dependencies',
+    dependencyKey(),
+    () => wanted.every(existsSync),
+    async () => {
+      say('installing the npm packages of package-lock.json');
+      const quiet = ['--no-audit', '--no-fund', '--no-progress', '--no-update-notifier', '--loglevel=error'];
+      await children.run('npm', ['ci', '--ignore-scripts', ...quiet]);
+    },
+  );
 }
 
-async function build() {
-  const present = () => existsSync(join(ROOT, 'dist', 'src', 'index.js'));
-  await once('build', buildKey(), present, async () => {
-    console.log('setup: compiling');
+const compiledFrom = (path) => join(DIST, path.slice(ROOT.length).replace(/\.ts$/, '.js'));
+const isCompiled = () => sources().every((path) => !path.endsWith('.ts') || existsSync(compiledFrom(path)));
+
+async function build(children) {
+  await once('build', buildKey(), isCompiled, async () => {
+    say('compiling');
     removeOrphans();
-    await run(process.execPath, [
-      join(ROOT, 'node_modules', 'typescript', 'bin', 'tsc'),
-      '-p',
-      join(ROOT, 'tsconfig.json'),
-    ]);
+    if (existsSync(BUILD_UNDER_WAY) || !isCompiled()) rmSync(BUILD_INFO, { force: true });
+    writeFileSync(BUILD_UNDER_WAY, '');
+    const tsc = join(ROOT, 'node_modules', 'typescript', 'bin', 'tsc');
+    try {
+      await children.run(process.execPath, [tsc, '-p', join(ROOT, 'tsconfig.json')]);
+    } catch (error) {
+      // It came to its own end: what it wrote is consistent, only the types are not right.
+      if (error instanceof ProgramFailed && existsSync(BUILD_INFO)) rmSync(BUILD_UNDER_WAY);
+      throw error;
+    }
+    rmSync(BUILD_UNDER_WAY);
   });
 }
 
 /** Compiled files whose source is gone must not run as tests, nor be packed. */
 function removeOrphans() {
-  const dist = join(ROOT, 'dist');
-  if (!existsSync(dist)) return;
-  let removed = false;
-  for (const path of files(dist)) {
-    const source = path.slice(dist.length + 1).replace(/(\.d\.ts|\.js)(\.map)?$/, '.ts');
-    if (path.endsWith('.tsbuildinfo') || existsSync(join(ROOT, source))) continue;
-    rmSync(path);
-    removed = true;
+  for (const path of filesUnder(DIST)) {
+    const source = join(ROOT, path.slice(DIST.length).replace(/(\.d\.ts|\.js)(\.map)?$/, '.ts'));
+    if (path !== BUILD_INFO && !existsSync(source)) rmSync(path);
   }
-  if (removed || !existsSync(join(dist, 'src', 'index.js'))) rmSync(join(dist, '.tsbuildinfo'), { force: true });
+  const folders = existsSync(DIST) ? readdirSync(DIST, { withFileTypes: true, recursive: true }) : [];
+  const paths = folders
+    .filter((entry) => entry.isDirectory())
+    .map((entry) => join(entry.parentPath ?? entry.path, entry.name));
+  for (const path of paths.sort().reverse()) if (readdirSync(path).length === 0) rmdirSync(path);
 }
 
-async function installPackages(purpose) {
-  const missing = missingPackages(purpose, hasProgram);
-  if (missing.length === 0) return;
-  if (process.env.COWBIRD_SETUP === 'no-apt') {
-    console.log(`setup: not installed, as COWBIRD_SETUP=no-apt asks: ${missing.join(' ')}`);
-    return;
-  }
-  if (!hasProgram('apt-get') || process.getuid() !== 0) {
-    const why = hasProgram('apt-get') ? 'installing needs root' : 'there is no apt-get here';
-    console.log(`setup: missing, and ${why}: ${missing.join(' ')}`);
-    return;
-  }
-  console.log(`setup: installing these Debian packages: ${missing.join(' ')}`);
-  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
-  const quiet = { env, stdio: ['ignore', 'ignore', 'inherit'] };
-  if (spawnSync('dpkg', ['--audit'], { encoding: 'utf8' }).stdout !== '')
-    await run('dpkg', ['--configure', '-a'], quiet);
-  await run('apt-get', ['update', '-q'], quiet);
-  await run('apt-get', ['install', '-y', '-q', '--no-install-recommends', ...missing], quiet);
-}
-
-/** Start time of a process in clock ticks: with the pid it names one process for good. */
-function startTime(pid) {
-  try {
-    return readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1]?.split(' ')[19];
-  } catch {
-    return undefined;
-  }
-}
-
-async function takeLock() {
-  mkdirSync(STATE, { recursive: true });
-  const mine = `${process.pid} ${startTime(process.pid)}`;
-  let said = false;
-  for (;;) {
-    try {
-      writeFileSync(LOCK, mine, { flag: 'wx' });
-      return;
-    } catch (error) {
-      if (error.code !== 'EEXIST') throw error;
-    }
-    const holder = existsSync(LOCK) ? readFileSync(LOCK, 'utf8') : '';
-    const [pid, started] = holder.split(' ');
-    if (holder !== '' && startTime(pid) !== started) {
-      // Whoever renames the stale lock away is the one that removed it.
-      renameSync(LOCK, `${LOCK}.stale.${process.pid}`);
-      rmSync(`${LOCK}.stale.${process.pid}`, { force: true });
-      continue;
-    }
-    if (!said) console.log(`setup: another set-up runs (pid ${pid}); waiting for it`);
-    said = true;
-    await new Promise((resolve) => setTimeout(resolve, LOCK_POLL_MS));
-    if (interrupted !== undefined) throw new Error(`interrupted by ${interrupted}`);
-  }
-}
-
-/** Does what is missing for a purpose: `demo` or `test`. */
+/** Does what is missing for a purpose: `build`, `demo` or `test`. Throws; `exitCode` of the error is the one to end with. */
 export async function setUp(purpose) {
-  await takeLock();
+  const children = new Children();
   try {
-    await installDependencies();
-    await build();
-    await installPackages(purpose);
+    const release = await takeLock(() => children.throwIfInterrupted());
+    try {
+      await children.endLeftover();
+      await installDependencies(children);
+      await build(children);
+      if (purpose !== 'build') await installPackages(children, purpose);
+      children.throwIfInterrupted();
+    } finally {
+      release();
+    }
   } finally {
-    rmSync(LOCK, { force: true });
+    children.close();
+  }
+}
+
+/** `setUp` for a command line: says what went wrong and returns the exit code. */
+export async function setUpOrSay(purpose) {
+  try {
+    await setUp(purpose);
+    return 0;
+  } catch (error) {
+    say(error.message);
+    return error.exitCode ?? 1;
   }
 }
 
 export async function main(args) {
   const at = args.indexOf('--for');
   const purpose = at >= 0 ? args[at + 1] : 'demo';
-  try {
-    await setUp(purpose);
-    return 0;
-  } catch (error) {
-    console.error(`setup: ${error.message}`);
-    return interrupted === undefined ? 1 : 130;
+  if (!PURPOSES.includes(purpose) || args.length > (at >= 0 ? 2 : 0)) {
+    say(`usage: npm run setup [-- --for ${PURPOSES.join('|')}]`);
+    return 2;
   }
+  return setUpOrSay(purpose);
+}
+
+if (realpathSync(process.argv[1] ?? '.') === fileURLToPath(import.meta.url)) {
+  process.exitCode = await main(process.argv.slice(2));
 }

@@ -1,60 +1,157 @@
 /**
- * `npm test`: set-up, then every compiled test. Tests beside the sources run two at a time; whole-system tests, which own
- * loop devices and mounts, one after another. Arguments choose files by a part of their path.
+ * `npm test`: set-up, then every compiled test. Tests beside the sources run two at a time; whole-system tests (`test/`), which
+ * own loop devices and mounts, one after another. Arguments choose files by a part of their path (`npm test -- src/cow
+ * test/attach`); what begins with `-` goes to Node (`--test-name-pattern=clean`).
+ *
+ * Node's runner ends at once on a signal, while its test files are still unmounting: they are in a process group of their own,
+ * which gets the signal once and is waited for.
  */
 import { spawn } from 'node:child_process';
-import { existsSync, readdirSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, realpathSync, rmSync } from 'node:fs';
+import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { ROOT, setUp } from './setup.mjs';
+import { fileURLToPath } from 'node:url';
+import { killGroup, pause, SECOND_SIGNAL_MS } from './children.mjs';
+import { environment, ROOT, setUpOrSay } from './setup.mjs';
+import { readTotals } from './test-reporter.mjs';
 
-const FILE_TIMEOUT_MS = 300_000;
+const DIST = join(ROOT, 'dist');
+const GROUPS = [
+  { folder: 'src', concurrency: 2, timeoutMs: 120_000 },
+  { folder: 'test', concurrency: 1, timeoutMs: 300_000 },
+];
+/** How long an interrupted test may take to unmount and detach. */
+const CLEAN_UP_MS = 60_000;
+const POLL_MS = 50;
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'];
 
-function* testFiles(folder) {
-  if (!existsSync(folder)) return;
-  for (const entry of readdirSync(folder, { withFileTypes: true })) {
-    const path = join(folder, entry.name);
-    if (entry.isDirectory()) yield* testFiles(path);
-    else if (entry.name.endsWith('.test.js')) yield path;
+/** Compiled test files in a folder of `dist`, as paths from there. */
+function testFiles(folder) {
+  if (!existsSync(join(DIST, folder))) return [];
+  const names = readdirSync(join(DIST, folder), { recursive: true }).filter((name) => name.endsWith('.test.js'));
+  return names.sort().map((name) => join(folder, name));
+}
+
+/** What a person writes to choose a test, as a part of the path of its compiled file. */
+const asCompiled = (part) =>
+  part
+    .replace(/^\.\//, '')
+    .replace(/^dist\//, '')
+    .replace(/\.ts$/, '.js');
+
+/** Passes signals on to the running process group. */
+class Run {
+  signal;
+  #signalledAt;
+  #pid;
+  #onSignal = (signal) => {
+    const isFirst = this.signal === undefined;
+    this.signal ??= signal;
+    this.#signalledAt ??= Date.now();
+    if (this.#pid === undefined) return;
+    if (isFirst) {
+      console.error(`\n${signal}: waiting for the tests to clean up`);
+      killGroup(this.#pid, signal);
+    } else if (Date.now() - this.#signalledAt > SECOND_SIGNAL_MS) killGroup(this.#pid, 'SIGKILL');
+  };
+
+  constructor() {
+    for (const signal of SIGNALS) process.on(signal, this.#onSignal);
+  }
+
+  close() {
+    for (const signal of SIGNALS) process.off(signal, this.#onSignal);
+  }
+
+  async node(args, env) {
+    const stdio = ['ignore', 'inherit', 'inherit'];
+    const child = spawn(process.execPath, args, { cwd: ROOT, env: environment(env), detached: true, stdio });
+    this.#pid = child.pid;
+    const code = await new Promise((resolve, reject) => {
+      child.once('error', reject);
+      child.once('exit', (exitCode) => resolve(exitCode ?? 1));
+    });
+    await this.#groupGone(child.pid);
+    this.#pid = undefined;
+    return code;
+  }
+
+  async #groupGone(pid) {
+    const until = Date.now() + CLEAN_UP_MS;
+    while (killGroup(pid, 0)) {
+      if (Date.now() > until) {
+        console.error(`tests did not end within ${CLEAN_UP_MS / 1000} s; killed: processes of group ${pid}`);
+        killGroup(pid, 'SIGKILL');
+        return;
+      }
+      await pause(POLL_MS);
+    }
   }
 }
 
-async function runTests(files, concurrency) {
-  const args = [
-    '--enable-source-maps',
-    '--test',
-    `--test-concurrency=${concurrency}`,
-    `--test-timeout=${FILE_TIMEOUT_MS}`,
-    ...files,
-  ];
-  const child = spawn(process.execPath, args, { cwd: ROOT, stdio: ['ignore', 'inherit', 'inherit'] });
-  const forward = (signal) => child.kill(signal);
-  process.on('SIGINT', forward).on('SIGTERM', forward);
-  const code = await new Promise((resolve) => child.once('exit', (exitCode) => resolve(exitCode ?? 130)));
-  process.off('SIGINT', forward).off('SIGTERM', forward);
-  return code;
+/** Why the whole-system tests cannot run here, when that is so. */
+function whyNoSystemTests() {
+  if (process.getuid() !== 0) return 'this is not root';
+  if (!existsSync('/dev/fuse')) return 'there is no /dev/fuse';
+  return undefined;
+}
+
+async function runGroups(groups, nodeArgs) {
+  const folder = mkdtempSync(join(tmpdir(), 'cowbird-test-'));
+  const totalsPath = join(folder, 'totals.json');
+  const run = new Run();
+  let hasFailed = false;
+  try {
+    for (const [i, { files, concurrency, timeoutMs }] of groups.entries()) {
+      const args = [
+        '--enable-source-maps',
+        '--test',
+        `--test-concurrency=${concurrency}`,
+        `--test-timeout=${timeoutMs}`,
+        `--test-reporter=${join(ROOT, 'scripts', 'test-reporter.mjs')}`,
+        '--test-reporter-destination=stdout',
+        ...nodeArgs,
+        ...files.map((file) => join(DIST, file)),
+      ];
+      const more = i < groups.length - 1 ? '1' : '0';
+      const code = await run.node(args, { COWBIRD_TEST_TOTALS: totalsPath, COWBIRD_TEST_MORE: more });
+      hasFailed ||= code !== 0;
+      if (run.signal !== undefined) break;
+    }
+    return { hasFailed, signal: run.signal, totals: readTotals(totalsPath) };
+  } finally {
+    run.close();
+    rmSync(folder, { recursive: true, force: true });
+  }
 }
 
 export async function main(args) {
   const startedAt = Date.now();
-  try {
-    await setUp('test');
-  } catch (error) {
-    console.error(`setup: ${error.message}`);
+  const setUpCode = await setUpOrSay('test');
+  if (setUpCode !== 0) return setUpCode;
+  const nodeArgs = args.filter((arg) => arg.startsWith('-'));
+  const parts = args.filter((arg) => !arg.startsWith('-')).map(asCompiled);
+  const isChosen = (file) => parts.length === 0 || parts.some((part) => file.includes(part));
+  const groups = GROUPS.map((group) => ({ ...group, files: testFiles(group.folder).filter(isChosen) }));
+  const chosen = groups.filter((group) => group.files.length > 0);
+  if (chosen.length === 0) {
+    console.error(`No test file${parts.length === 0 ? '' : ` matches ${parts.join(' ')}`}`);
     return 1;
   }
-  const chosen = (path) => args.length === 0 || args.some((part) => path.includes(part.replace(/\.ts$/, '.js')));
-  const unit = [...testFiles(join(ROOT, 'dist', 'src'))].filter(chosen);
-  const system = [...testFiles(join(ROOT, 'dist', 'test'))].filter(chosen);
-  if (unit.length + system.length === 0) {
-    console.error(`No test matches ${args.join(' ')}`);
-    return 1;
-  }
-  if (process.getuid() !== 0 || !existsSync('/dev/fuse')) {
-    console.log('NOTE: not root, or no /dev/fuse: the whole-system tests skip themselves here');
-  }
-  let failed = 0;
-  if (unit.length > 0 && (await runTests(unit, 2)) !== 0) failed++;
-  if (system.length > 0 && (await runTests(system, 1)) !== 0) failed++;
-  console.log(`Tests took ${Math.round((Date.now() - startedAt) / 1000)} s${failed === 0 ? '' : ', and some failed'}`);
-  return failed === 0 ? 0 : 1;
+  const skipped = chosen.some(({ folder }) => folder === 'test') ? whyNoSystemTests() : undefined;
+  const note = `NOTE: ${skipped}: the whole-system tests that need it SKIP themselves`;
+  if (skipped !== undefined) console.error(note);
+
+  const { hasFailed, signal, totals } = await runGroups(chosen, nodeArgs);
+  if (skipped !== undefined) console.error(note);
+  const hasRun = (totals.tests ?? 0) > 0;
+  const verdict =
+    signal !== undefined ? `interrupted by ${signal}` : hasFailed ? 'FAILED' : hasRun ? 'passed' : 'NO TEST RAN';
+  console.error(`Tests ${verdict}, ${Math.round((Date.now() - startedAt) / 1000)} s with set-up`);
+  if (signal !== undefined) return 128 + constants.signals[signal];
+  return hasFailed || !hasRun ? 1 : 0;
+}
+
+if (realpathSync(process.argv[1] ?? '.') === fileURLToPath(import.meta.url)) {
+  process.exitCode = await main(process.argv.slice(2));
 }

@@ -11,7 +11,7 @@ import { CowFormatError } from '../cow/errors.js';
 import { readCowFile } from '../cow/file.js';
 import { blockCount } from '../cow/geometry.js';
 import { DirectReader } from '../sys/direct-reader.js';
-import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
+import { CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
 import { differingRuns, type UpdateResult, updateImage, validateForUpdate } from './update-image.js';
 
 export interface UpdateImageOptions {
@@ -102,9 +102,8 @@ function opening<T>(what: 'snapshot' | 'cow file' | 'image', path: string, open:
   try {
     return open();
   } catch (error) {
-    throw new CowbirdError(codeOf(errnoOfError(error)), `error opening ${what} ${path}: ${messageOf(error)}`, {
-      cause: error,
-    });
+    const code = codeOf(errnoOfError(error));
+    throw new CowbirdError(code, `error opening ${what} ${path}: ${code}`, { cause: error });
   }
 }
 

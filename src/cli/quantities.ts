@@ -67,3 +67,8 @@ export function formatSize(bytes: number): string {
   }
   return unit === 'B' ? `${bytes} B` : `${value < 10 ? value.toFixed(1) : Math.round(value)} ${unit}`;
 }
+
+/** `1 block`, `2 blocks` */
+export function counted(count: number, noun: string): string {
+  return `${count} ${noun}${count === 1 ? '' : 's'}`;
+}

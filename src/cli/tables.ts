@@ -1,6 +1,6 @@
 /** Answers as people read them. */
 import type { DaemonStatus, DoctorReport, EventRecord, SnapshotStatus, StatusDocument, VolumeInfo } from '../index.js';
-import { formatSize } from './quantities.js';
+import { counted, formatSize } from './quantities.js';
 
 const STATES = [
   'dormant incremental',
@@ -55,7 +55,7 @@ export async function infoText({ devices }: StatusDocument): Promise<string> {
     device.block_device,
     device.cow_file,
     usedText(device),
-    device.nr_changed_blocks === undefined ? '-' : `${device.nr_changed_blocks} blocks`,
+    device.nr_changed_blocks === undefined ? '-' : counted(device.nr_changed_blocks, 'block'),
     device.seq_id === undefined ? '-' : String(device.seq_id),
   ]);
   const table = await columns([['MINOR', 'STATE', 'DEVICE', 'COW FILE', 'USED', 'CHANGED', 'SEQ'], ...rows]);

@@ -116,7 +116,7 @@ export const STATE_TABLE: Readonly<Record<StateName, Readonly<Record<EventName, 
     reconfigure: to('unverifiedSnapshot'),
     expandCowFile: refuse('EINVAL'),
     reconfigureAutoExpand: refuse('EINVAL'),
-    failure: to('failedSnapshot'),
+    failure: to('unverifiedSnapshot'),
   },
   unverifiedIncremental: {
     ...IN_USE,
@@ -127,7 +127,7 @@ export const STATE_TABLE: Readonly<Record<StateName, Readonly<Record<EventName, 
     reconfigure: to('unverifiedIncremental'),
     expandCowFile: refuse('EINVAL'),
     reconfigureAutoExpand: refuse('EINVAL'),
-    failure: to('failedIncremental'),
+    failure: to('unverifiedIncremental'),
   },
   failedSnapshot: {
     ...IN_USE,
@@ -165,8 +165,9 @@ export interface StateFacts {
 /** The row of the table for what is so. */
 export function stateName(facts: StateFacts): StateName {
   const suffix = facts.mode === 'snapshot' ? 'Snapshot' : 'Incremental';
-  if (facts.failed) return `failed${suffix}`;
+  // Unverified first: whatever failed, its list of changes was never proved whole, so no next snapshot may stand on it.
   if (facts.unverified) return `unverified${suffix}`;
+  if (facts.failed) return `failed${suffix}`;
   return facts.active ? `active${suffix}` : `dormant${suffix}`;
 }
 

@@ -84,7 +84,9 @@ export class PoolWorker {
     };
     put(0, this.#start.wakeFd);
     assert(this.#sessions.length < SESSIONS_MAX, 'the poll set holds all sessions');
-    this.#sessions.forEach((session, i) => put(i + 1, session.config.fd));
+    this.#sessions.forEach((session, i) => {
+      put(i + 1, session.config.fd);
+    });
     return this.#sessions.length + 1;
   }
 

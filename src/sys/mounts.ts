@@ -99,7 +99,7 @@ function isDevice(path: string, rdev: number): boolean {
   // Only names under /dev are asked for their number: a stat of anything else could wait for a file system.
   if (target === undefined || !target.startsWith('/dev/')) return false;
   const stats = attempt(() => statSync(path));
-  return stats !== undefined && stats.isBlockDevice() && stats.rdev === rdev;
+  return stats?.isBlockDevice() === true && stats.rdev === rdev;
 }
 
 /** Undefined where the process or file has gone or may not be read: both are ordinary while walking /proc. */

@@ -1,6 +1,6 @@
 /** The actions of the commands for snapshots. */
 import { CowbirdError } from '../../sys/errors.js';
-import { formatSize, MIB, parseMinor, parseSize } from '../quantities.js';
+import { counted, formatSize, MIB, parseMinor, parseSize } from '../quantities.js';
 import { infoText } from '../tables.js';
 import { type Action, answer, type Call, operand } from './call.js';
 
@@ -77,7 +77,7 @@ const changes: Action = async (call) => {
   return answer(
     call,
     report,
-    [`${blocks} blocks, ${formatSize(bytes)}, ${extents.length} extents`, ...lines].join('\n'),
+    [`${blocks} blocks, ${formatSize(bytes)}, ${counted(extents.length, 'extent')}`, ...lines].join('\n'),
   );
 };
 

@@ -7,7 +7,7 @@ export const SNAPSHOT_COMMANDS: readonly CommandSpec[] = [
     name: 'setup-snapshot',
     summary: 'Take the first snapshot of a volume',
     description: [
-      'Freezes the volume for a moment and keeps it as it is then, as a read-only block device /dev/cowbird<MINOR>, whose path is printed. What is overwritten afterwards is saved in the COW file first, which may lie on the volume itself or anywhere else.',
+      'Freezes the volume for a moment and keeps it as it is then, as a read-only block device /dev/cowbirdMINOR, whose path is printed. What is overwritten afterwards is saved in the COW file first, which may lie on the volume itself or anywhere else.',
       'DEVICE has to be attached (`cowbird attach`) and, for a COW file on the volume itself, mounted read-write.',
     ],
     operands: [DEVICE, COWFILE, MINOR],
