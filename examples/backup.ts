@@ -8,9 +8,21 @@
 import { createReadStream, createWriteStream, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
-import { destroy, getFreeMinor, setupSnapshot, transitionToIncremental, transitionToSnapshot, updateImageFromSnapshot } from 'cowbird';
+import {
+  destroy,
+  getFreeMinor,
+  setupSnapshot,
+  transitionToIncremental,
+  transitionToSnapshot,
+  updateImageFromSnapshot,
+} from 'cowbird';
 
-export async function backUpTwice(device: string, mountPoint: string, image: string, work: () => Promise<void>): Promise<number> {
+export async function backUpTwice(
+  device: string,
+  mountPoint: string,
+  image: string,
+  work: () => Promise<void>,
+): Promise<number> {
   const minor = await getFreeMinor();
   const first = join(mountPoint, '.cow1');
   const second = join(mountPoint, '.cow2');
@@ -37,6 +49,11 @@ export async function backUpTwice(device: string, mountPoint: string, image: str
 
 const [device, mountPoint, image] = process.argv.slice(2);
 if (device !== undefined && mountPoint !== undefined && image !== undefined) {
-  const changed = await backUpTwice(device, mountPoint, image, () => new Promise((resolve) => setTimeout(resolve, 2_000)));
+  const changed = await backUpTwice(
+    device,
+    mountPoint,
+    image,
+    () => new Promise((resolve) => setTimeout(resolve, 2_000)),
+  );
   console.log(`${changed} blocks changed and were copied`);
 }

@@ -10,7 +10,9 @@ import { type ClientOptions, call, daemonStatus, events } from './control/client
 import { ended, launchDaemon } from './control/launch.js';
 import { pathsFrom } from './control/paths.js';
 import type { ChangesReport, DaemonStatus, DoctorReport, StatusDocument, VolumeInfo } from './control/schema.js';
+import { examineMachine } from './engine/doctor.js';
 import { CowbirdError } from './sys/errors.js';
+import { VERSION } from './version.js';
 
 export {
   type UpdateImageOptions,
@@ -183,6 +185,8 @@ export async function changes(minor: number, client: ClientOptions = {}): Promis
 
 /** What this machine has and lacks for Cowbird. */
 export async function doctor(client: ClientOptions = {}): Promise<DoctorReport> {
+  // A machine that lacks something may have no daemon that could say so: then this process looks itself.
+  if ((await daemonStatus(client)) === undefined) return { version: VERSION, checks: examineMachine() };
   return call('doctor', {}, client);
 }
 

@@ -45,7 +45,7 @@ export function validateForUpdate(header: CowHeader, snapshot: { uuid: string; s
   if (uuid !== snapshot.uuid) {
     throw new CowbirdError(
       'EINVAL',
-      `snapshot provided is not of the series of the COW file: its uuid is ${snapshot.uuid}, the file's is ${uuid}`,
+      `cow file uuid does not match snapshot: the snapshot's is ${snapshot.uuid}, the file's is ${uuid}`,
     );
   }
   if (header.sequenceId !== snapshot.sequenceId - 1) {

@@ -53,12 +53,12 @@ export function abortedStatus(signal: AbortSignal): number {
 export function processIo(): Io {
   const controller = new AbortController();
   process.once('SIGINT', () => controller.abort('SIGINT' satisfies AbortCause));
-  for (const stream of [process.stdout, process.stderr]) {
-    stream.on('error', (error: NodeJS.ErrnoException) => {
-      if (error.code !== 'EPIPE') throw error;
-      controller.abort('EPIPE' satisfies AbortCause);
-    });
-  }
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') reportLostOutput(error);
+    controller.abort('EPIPE' satisfies AbortCause);
+  });
+  // With nobody left to read the errors, the exit code says it all.
+  process.stderr.on('error', () => undefined);
   return {
     out: (text) => {
       if (controller.signal.reason !== 'EPIPE') process.stdout.write(text);
@@ -70,4 +70,12 @@ export function processIo(): Io {
     terminal: process.stderr.isTTY ? process.stderr : undefined,
     library: () => import('../index.js'),
   };
+}
+
+/** An answer that did not arrive (a full disk) is a failure, whatever the command itself says. */
+function reportLostOutput(error: Error): void {
+  process.stderr.write(`The output could not be written: ${error.message}\n`);
+  process.once('exit', () => {
+    process.exitCode = 1;
+  });
 }

@@ -84,7 +84,7 @@ export async function prepareStore(
     undo.add('close the duplicate of the store', () => libc.close(ownFd));
     if (openedBytes < placeCount * BLOCK_BYTES)
       throw new CowbirdError('EIO', `${created.path} is shorter than it was made`, { outcome: 'failed' });
-    await helper.call('setImmutable', { file, immutable: true });
+    // Not immutable: ext4 and others refuse writes to such a file even through a descriptor that was opened before.
     return {
       ...base,
       config: { kind: 'device', extents: [], slots, placeCount },
@@ -199,7 +199,7 @@ export function toStoreExtents(
     if (extent.logicalBytes !== next * BLOCK_BYTES) throw unusable(`there is a hole before ${extent.logicalBytes}`);
     if (physical % BLOCK_BYTES !== 0) {
       throw unusable(
-        `the extent at ${extent.logicalBytes} begins at ${physical}, which is no multiple of ${BLOCK_BYTES} (a file system with smaller blocks)`,
+        `the extent at ${extent.logicalBytes} begins at ${physical}, which is no multiple of ${BLOCK_BYTES}: its file system has smaller blocks (\`mkfs.ext4 -b ${BLOCK_BYTES}\` makes one that has not)`,
       );
     }
     const count = Math.min(Math.floor(extent.lengthBytes / BLOCK_BYTES), endPlace - next);

@@ -59,7 +59,7 @@ export function requireTransition(target: Tracked, event: EventName): void {
     const reason = target.snapshot.failure === '' ? '' : ` (${target.snapshot.failure})`;
     throw new CowbirdError(
       row.refuse,
-      `Minor ${target.snapshot.minor} is in state "${words}"${reason}, where ${event} is not possible`,
+      `Minor ${target.snapshot.minor} is in state "${words}"${reason}, where ${event.replace(/([A-Z])/g, '-$1').toLowerCase()} is not possible`,
     );
   }
 }

@@ -77,7 +77,7 @@ const changes: Action = async (call) => {
   return answer(
     call,
     report,
-    [`${blocks} blocks, ${formatSize(bytes)}, ${counted(extents.length, 'extent')}`, ...lines].join('\n'),
+    [`${counted(blocks, 'block')}, ${formatSize(bytes)}, ${counted(extents.length, 'extent')}`, ...lines].join('\n'),
   );
 };
 
