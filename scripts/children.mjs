@@ -20,6 +20,8 @@ const CHILD = join(STATE, 'child');
 const POLL_MS = 100;
 /** Under `npm run`, one Ctrl-C comes twice: from the terminal and from npm. Only a later one is a second one. */
 export const SECOND_SIGNAL_MS = 1000;
+/** How long a program may take to stop (npm waits for what it fetches); nothing that it leaves is used. */
+const STOP_MS = 1500;
 /** pid and start time (together unique), and whether it may be stopped; then the program itself takes the place of the shell. */
 const NOTE_AND_EXEC =
   'echo "$$ $(cut -d" " -f22 /proc/$$/stat) $1" >"$0.new" && mv "$0.new" "$0" && shift && exec "$@"';
@@ -78,7 +80,8 @@ export class Children {
     });
     this.#current = undefined;
     rmSync(CHILD, { force: true });
-    this.throwIfInterrupted();
+    // Interrupted, but whole: it was not stopped, so its own failure is what counts.
+    if (!whole || code === 0) this.throwIfInterrupted();
     if (code !== 0) throw new ProgramFailed(`${command} ${args.join(' ')} ended with ${code}`);
   }
 
@@ -101,8 +104,11 @@ export class Children {
     if (this.#current === undefined) return;
     if (this.#current.whole) {
       if (isFirst) say('stopping when these packages are in place');
-    } else if (isFirst) killGroup(this.#current.pid, signal);
-    else if (Date.now() - this.#signalledAt > SECOND_SIGNAL_MS) killGroup(this.#current.pid, 'SIGKILL');
+    } else if (isFirst) {
+      const { pid } = this.#current;
+      killGroup(pid, signal);
+      setTimeout(() => this.#current?.pid === pid && killGroup(pid, 'SIGKILL'), STOP_MS).unref();
+    } else if (Date.now() - this.#signalledAt > SECOND_SIGNAL_MS) killGroup(this.#current.pid, 'SIGKILL');
   }
 }
 

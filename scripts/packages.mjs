@@ -64,20 +64,28 @@ async function install(children, packages) {
   const what = ['install', '--no-install-recommends', ...packages];
   await apt([...what, '--download-only']);
   // Only this step changes the system: short, and never stopped half-way.
-  await apt(what, { whole: true });
+  writeFileSync(UNDER_WAY, '');
+  try {
+    await apt(what, { whole: true });
+  } catch (error) {
+    if (error instanceof Interrupted) rmSync(UNDER_WAY);
+    throw error;
+  }
+  rmSync(UNDER_WAY);
 }
 
+/** After an installation that was killed, or that failed. */
 async function repair(children) {
-  say('an installation of packages was cut off; dpkg --configure -a');
+  say('an installation of packages did not come to its end: dpkg --configure -a');
   const env = environment({ DEBIAN_FRONTEND: 'noninteractive' });
   await children.run('dpkg', ['--configure', '-a'], { env, stdout: 'ignore', whole: true });
+  rmSync(UNDER_WAY);
 }
 
 /** Installs what is missing for a purpose; where it cannot, says so, and goes on. */
 export async function installPackages(children, purpose) {
   const missing = missingPackages(purpose);
-  const cutOff = existsSync(UNDER_WAY);
-  if (missing.length === 0 && !cutOff) return;
+  if (missing.length === 0 && !existsSync(UNDER_WAY)) return;
   const reason = whyNot();
   if (reason !== undefined) {
     if (missing.length > 0) say(`missing Debian packages, and ${reason}; going on without: ${missing.join(' ')}`);
@@ -87,10 +95,8 @@ export async function installPackages(children, purpose) {
   mkdirSync(STATE, { recursive: true });
   for (let attempt = 1; attempt <= ATTEMPTS; attempt++) {
     try {
-      if (cutOff || attempt > 1) await repair(children);
-      writeFileSync(UNDER_WAY, '');
+      if (existsSync(UNDER_WAY)) await repair(children);
       if (missing.length > 0) await install(children, missing);
-      rmSync(UNDER_WAY);
       break;
     } catch (error) {
       if (error instanceof Interrupted) throw error;

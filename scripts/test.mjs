@@ -3,8 +3,8 @@
  * own loop devices and mounts, one after another. Arguments choose files by a part of their path (`npm test -- src/cow
  * test/attach`); what begins with `-` goes to Node (`--test-name-pattern=clean`).
  *
- * Node's runner ends at once on a signal, while its test files are still unmounting: they are in a process group of their own,
- * which gets the signal once and is waited for.
+ * On a signal Node's runner sends SIGTERM to its test files and ends at once, while they are still unmounting. So all of them are
+ * in a process group of their own, away from the terminal: only the runner gets the signal, and the whole group is waited for.
  */
 import { spawn } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, realpathSync, rmSync } from 'node:fs';
@@ -51,7 +51,7 @@ class Run {
     if (this.#pid === undefined) return;
     if (isFirst) {
       console.error(`\n${signal}: waiting for the tests to clean up`);
-      killGroup(this.#pid, signal);
+      process.kill(this.#pid, signal);
     } else if (Date.now() - this.#signalledAt > SECOND_SIGNAL_MS) killGroup(this.#pid, 'SIGKILL');
   };
 

@@ -79,8 +79,9 @@ async function grow(context: EngineContext, target: Tracked, bytes: number, rese
   const { volume, snapshot } = target;
   const fromBytes = snapshot.storeBytes;
   const toBytes = fromBytes + bytes;
+  const immutable = snapshot.store.kind === 'origin';
   await withHelper(context, [], async (helper) => {
-    await helper.call('growStore', { file: snapshot.file, fromBytes, toBytes, reservedBytes }, GROW_TIMEOUT_MS);
+    await helper.call('growStore', { file: snapshot.file, fromBytes, toBytes, reservedBytes, immutable }, GROW_TIMEOUT_MS);
     try {
       const extents = await extentsAfter(helper, target, toBytes);
       const placeCount = Math.floor(toBytes / BLOCK_BYTES);
@@ -92,7 +93,7 @@ async function grow(context: EngineContext, target: Tracked, bytes: number, rese
       const config: StoreConfig = { kind: snapshot.store.kind, extents, slots, placeCount };
       await takeIntoUse(context, target, config, toBytes, gained.keptBlocks);
     } catch (error) {
-      await helper.call('truncateStore', { file: snapshot.file, lengthBytes: fromBytes });
+      await helper.call('truncateStore', { file: snapshot.file, lengthBytes: fromBytes, immutable });
       throw error;
     }
   });

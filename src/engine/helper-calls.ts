@@ -49,9 +49,10 @@ export interface HelperCalls {
   /** Clears the attribute of a file of an unmounted volume, by a private mount. */
   clearImmutableUnmounted: { params: { node: string; fsType: string; pathInside: string }; result: null };
   unlinkStore: { params: { file: StoreFile }; result: null };
-  truncateStore: { params: { file: StoreFile; lengthBytes: number }; result: null };
+  /** `immutable`: the attribute is set afterwards; only a store on the volume itself can bear it. */
+  truncateStore: { params: { file: StoreFile; lengthBytes: number; immutable: boolean }; result: null };
   growStore: {
-    params: { file: StoreFile; fromBytes: number; toBytes: number; reservedBytes: number };
+    params: { file: StoreFile; fromBytes: number; toBytes: number; reservedBytes: number; immutable: boolean };
     result: null;
   };
   /** Writes header and index of a store that is no longer in use through the file system, durably, and compares. */

@@ -271,7 +271,7 @@ export function truncateStore(params: Params<'truncateStore'>): null {
     libc.ftruncate(fd, params.lengthBytes);
     fsyncSync(fd);
     libc.dropCache(fd);
-    setImmutable(fd, true);
+    if (params.immutable) setImmutable(fd, true);
     return null;
   });
 }
@@ -299,7 +299,7 @@ export function growStore(params: Params<'growStore'>): null {
       libc.ftruncate(fd, fromBytes);
       throw asRefusal(error, `COW file ${file.path} of ${toBytes} bytes`);
     } finally {
-      setImmutable(fd, true);
+      if (params.immutable) setImmutable(fd, true);
     }
   });
 }

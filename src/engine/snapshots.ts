@@ -210,7 +210,7 @@ export async function transitionToIncremental(context: EngineContext, minor: num
   await saveRecord(context, volume);
   clearMemory(volume, { index: true, maps: [] });
   await withHelper(context, [], (helper) =>
-    helper.call('truncateStore', { file: snapshot.file, lengthBytes: dataOffset }),
+    helper.call('truncateStore', { file: snapshot.file, lengthBytes: dataOffset, immutable: before.kind === 'origin' }),
   ).catch((error: unknown) =>
     context.emit({
       event: 'store.truncate',

@@ -1,0 +1,189 @@
+/**
+ * A laboratory for one test: directories, daemon, images and mounts of its own, all taken down on every path.
+ *
+ * Programs run asynchronously with a time limit each, so that a hung mount fails the test and not the run.
+ */
+import { execFile, spawn } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  truncateSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { TestContext } from 'node:test';
+import * as cowbird from '../src/index.js';
+import { DirectReader } from '../src/sys/direct-reader.js';
+
+const COMMAND_TIMEOUT_MS = 30_000;
+export const MIB = 1_048_576;
+
+/** Why the whole-system tests cannot run here; false where they can. */
+export const CANNOT: string | false =
+  process.getuid?.() !== 0
+    ? 'needs root'
+    : !existsSync('/dev/fuse') || !existsSync('/dev/loop-control')
+      ? 'needs /dev/fuse and loop devices'
+      : false;
+
+/** Runs a program; rejects with its stderr when it fails or takes too long. */
+export function run(program: string, ...args: string[]): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const options = { timeout: COMMAND_TIMEOUT_MS, killSignal: 'SIGKILL' as const, maxBuffer: 64 * MIB };
+    execFile(program, args, options, (error, stdout, stderr) => {
+      if (error === null) resolve(stdout);
+      else reject(new Error(`${program} ${args.join(' ')}: ${stderr.trim() || error.message}`));
+    });
+  });
+}
+
+/** Whether a program succeeds. */
+export async function succeeds(program: string, ...args: string[]): Promise<boolean> {
+  return run(program, ...args).then(
+    () => true,
+    () => false,
+  );
+}
+
+export async function until(what: string, isSo: () => Promise<boolean> | boolean, timeoutMs = 5_000): Promise<void> {
+  const deadline = Date.now() + timeoutMs;
+  while (!(await isSo())) {
+    if (Date.now() > deadline) throw new Error(`Not within ${timeoutMs} ms: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+export class Lab {
+  readonly folder = realpathSync(mkdtempSync(join(tmpdir(), 'cowbird-test-')));
+  readonly env: NodeJS.ProcessEnv;
+  readonly client: { env: NodeJS.ProcessEnv };
+  readonly #cleanups: Array<() => Promise<unknown>> = [];
+
+  constructor(t: TestContext) {
+    this.env = {
+      ...process.env,
+      COWBIRD_RUN_DIR: join(this.folder, 'run'),
+      COWBIRD_STATE_DIR: join(this.folder, 'state'),
+    };
+    this.client = { env: this.env };
+    t.after(() => this.#takeDown());
+  }
+
+  path(name: string): string {
+    return join(this.folder, name);
+  }
+
+  onEnd(action: () => Promise<unknown>): void {
+    this.#cleanups.push(action);
+  }
+
+  image(name: string, sizeBytes: number): string {
+    const path = this.path(name);
+    closeSync(openSync(path, 'w'));
+    truncateSync(path, sizeBytes);
+    return path;
+  }
+
+  /** An attached image; returns its node. */
+  async attached(name: string, sizeBytes: number): Promise<string> {
+    return (await cowbird.attach(this.image(name, sizeBytes), { name: `${name}-${process.pid}` }, this.client)).device;
+  }
+
+  async mkfs(node: string, type: string): Promise<void> {
+    if (type === 'xfs') await run('mkfs.xfs', '-q', '-f', node);
+    else await run(`mkfs.${type}`, '-q', '-b', '4096', node);
+  }
+
+  async mount(node: string, name = 'mnt', ...options: string[]): Promise<string> {
+    const at = this.path(name);
+    mkdirSync(at, { recursive: true });
+    await run('mount', ...options, node, at);
+    this.onEnd(async () => {
+      while (await succeeds('umount', at));
+    });
+    return at;
+  }
+
+  /** Writes, rewrites and removes files until it is stopped. */
+  writer(mountPoint: string): () => Promise<void> {
+    const loop =
+      'i=0; while :; do i=$((i+1)); dd if=/dev/urandom of="$0/w$((i%9))" bs=16k count=$((i%12+1)) conv=fsync status=none || exit; rm -f "$0/w$(((i+4)%9))"; done';
+    const child = spawn('sh', ['-c', loop, mountPoint], { stdio: 'ignore' });
+    const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()));
+    const stop = async (): Promise<void> => {
+      child.kill('SIGKILL');
+      await ended;
+    };
+    this.onEnd(stop);
+    return stop;
+  }
+
+  async status(minor: number): Promise<cowbird.SnapshotStatus> {
+    const [device] = (await cowbird.info(minor, this.client)).devices;
+    if (device === undefined) throw new Error(`minor ${minor} is listed`);
+    return device;
+  }
+
+  async #takeDown(): Promise<void> {
+    for (const action of this.#cleanups.reverse()) await action().catch(() => undefined);
+    const status = await cowbird.daemonStatus(this.client).catch(() => undefined);
+    if (status !== undefined) {
+      for (const { minor } of (await cowbird.info(undefined, this.client).catch(() => ({ devices: [] }))).devices) {
+        await cowbird.destroy(minor, this.client).catch(() => undefined);
+      }
+      for (const { name } of await cowbird.listVolumes(this.client).catch(() => [])) {
+        await cowbird.detach(name, this.client).catch(() => undefined);
+      }
+      await cowbird.stopDaemon({ force: true }, this.client).catch(() => process.kill(status.keeperPid, 'SIGKILL'));
+    }
+    rmSync(this.folder, { recursive: true, force: true });
+  }
+}
+
+/** Contents of a file or device past the page cache, as a digest. */
+export function digestOf(path: string): string {
+  const reader = new DirectReader(path);
+  try {
+    const hash = createHash('sha256');
+    const buffer = Buffer.alloc(MIB);
+    for (let at = 0; at < reader.lengthBytes; ) {
+      const count = reader.read(buffer, at);
+      hash.update(buffer.subarray(0, count));
+      at += count;
+    }
+    return hash.digest('hex');
+  } finally {
+    reader.close();
+  }
+}
+
+/** Copies a device past the page cache. */
+export async function copy(from: string, to: string): Promise<void> {
+  await run('dd', `if=${from}`, `of=${to}`, 'bs=1M', 'iflag=direct', 'status=none');
+}
+
+/** Random bytes to a file, durable. */
+export async function fill(path: string, mib: number, ...options: string[]): Promise<void> {
+  await run(
+    'dd',
+    'if=/dev/urandom',
+    `of=${path}`,
+    'bs=1M',
+    `count=${mib}`,
+    'status=none',
+    'conv=fsync,notrunc',
+    ...options,
+  );
+}
+
+/** The log of a lab's daemon, for failures. */
+export function logOf(lab: Lab): string {
+  return readFileSync(lab.path('run/daemon.log'), 'utf8');
+}
