@@ -112,14 +112,19 @@ export class Children {
   }
 }
 
-export function killGroup(pid, signal) {
+/** Whether there was such a process to get the signal; 0 only asks. */
+export function sendSignal(pid, signal) {
   try {
-    process.kill(-pid, signal);
+    process.kill(pid, signal);
     return true;
   } catch (error) {
     if (error.code === 'ESRCH') return false;
     throw error;
   }
+}
+
+export function killGroup(pid, signal) {
+  return sendSignal(-pid, signal);
 }
 
 export function readIfThere(path) {

@@ -11,7 +11,7 @@ import { existsSync, mkdtempSync, readdirSync, realpathSync, rmSync } from 'node
 import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { killGroup, pause, SECOND_SIGNAL_MS } from './children.mjs';
+import { killGroup, pause, SECOND_SIGNAL_MS, sendSignal } from './children.mjs';
 import { environment, ROOT, setUpOrSay } from './setup.mjs';
 import { readTotals } from './test-reporter.mjs';
 
@@ -51,7 +51,8 @@ class Run {
     if (this.#pid === undefined) return;
     if (isFirst) {
       console.error(`\n${signal}: waiting for the tests to clean up`);
-      process.kill(this.#pid, signal);
+      // Without the runner, what it left behind is told directly.
+      if (!sendSignal(this.#pid, signal)) killGroup(this.#pid, signal);
     } else if (Date.now() - this.#signalledAt > SECOND_SIGNAL_MS) killGroup(this.#pid, 'SIGKILL');
   };
 

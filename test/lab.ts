@@ -105,9 +105,12 @@ export class Lab {
     const at = this.path(name);
     mkdirSync(at, { recursive: true });
     await run('mount', ...options, node, at);
-    this.onEnd(async () => {
-      while (await succeeds('umount', at));
-    });
+    this.onEnd(() =>
+      until(`${at} is unmounted`, async () => {
+        await succeeds('umount', at);
+        return !(await succeeds('mountpoint', '-q', at));
+      }),
+    );
     return at;
   }
 
@@ -115,10 +118,12 @@ export class Lab {
   writer(mountPoint: string): () => Promise<void> {
     const loop =
       'i=0; while :; do i=$((i+1)); dd if=/dev/urandom of="$0/w$((i%9))" bs=16k count=$((i%12+1)) conv=fsync status=none || exit; rm -f "$0/w$(((i+4)%9))"; done';
-    const child = spawn('sh', ['-c', loop, mountPoint], { stdio: 'ignore' });
+    // A group of its own: whatever it has started ends with it.
+    const child = spawn('sh', ['-c', loop, mountPoint], { stdio: 'ignore', detached: true });
     const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()));
     const stop = async (): Promise<void> => {
-      child.kill('SIGKILL');
+      if (child.exitCode === null && child.signalCode === null && child.pid !== undefined)
+        process.kill(-child.pid, 'SIGKILL');
       await ended;
     };
     this.onEnd(stop);

@@ -43,7 +43,9 @@ export async function openDevice(
   const record: DeviceRecord = { id: options.id, fuseFd, target, node: '', links: options.links };
   await withHelper(context, [fuseFd], async (helper) => {
     await helper.call('mountFuse', { target, fuseFd: HELPER_FD_FIRST });
-    undo.add('unmount the FUSE file', () => withHelper(context, [], (other) => other.call('umount', { target })));
+    undo.add('unmount the FUSE file', () =>
+      withHelper(context, [], (other) => other.call('umount', { target, lazy: true })),
+    );
     options.serve(fd);
     undo.add('end the session', () => context.pool.removeSession(options.id));
     const { node } = await helper.call('bindLoop', {
@@ -66,10 +68,19 @@ export async function openDevice(
 export async function closeDevice(context: EngineContext, device: DeviceRecord, fd: number): Promise<void> {
   for (const link of device.links) removeLink(link, device.node);
   await releaseNode(context, device.node);
-  await withHelper(context, [], (helper) => helper.call('umount', { target: device.target }));
+  await withHelper(context, [], (helper) => helper.call('umount', { target: device.target, lazy: false }));
   await context.pool.removeSession(device.id);
   libc.close(fd);
   await context.keeper.call('closeFds', { fds: [device.fuseFd] });
+}
+
+/** Takes a device that is still in use out of sight: it gives errors from then on, and ends with its last user. */
+export async function abandonDevice(context: EngineContext, device: DeviceRecord): Promise<void> {
+  for (const link of device.links) removeLink(link, device.node);
+  await withHelper(context, [], async (helper) => {
+    if (isBoundLoop(device.node)) await helper.call('releaseLoop', { node: device.node });
+    await helper.call('umount', { target: device.target, lazy: true });
+  });
 }
 
 /** Unbinds a loop device and waits until its number is free again. */

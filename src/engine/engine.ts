@@ -13,6 +13,7 @@ import { Word } from '../tracer/layout.js';
 import { type AttachParams, attachVolume, describeVolume, detachVolume, loadAttached, removeVolume } from './attach.js';
 import { makeClean } from './cleaning.js';
 import { type EngineContext, type EnginePaths, Mutex } from './context.js';
+import { abandonDevice } from './devices.js';
 import { expandCowFile, growWhereLow, reconfigureAutoExpand } from './grow.js';
 import { mountsOn, refuseInUse } from './lookup.js';
 import { Pool } from './pool.js';
@@ -321,6 +322,7 @@ export class Engine {
       await removeVolume(this.#context, volume);
     } catch (error) {
       if (!force) throw error;
+      await abandonDevice(this.#context, volume.record.device);
       const where = mountsOn(volume.record.device.node).map((entry) => entry.mountPoint);
       this.#context.emit({
         event: 'volume.forced',

@@ -81,7 +81,11 @@ async function grow(context: EngineContext, target: Tracked, bytes: number, rese
   const toBytes = fromBytes + bytes;
   const immutable = snapshot.store.kind === 'origin';
   await withHelper(context, [], async (helper) => {
-    await helper.call('growStore', { file: snapshot.file, fromBytes, toBytes, reservedBytes, immutable }, GROW_TIMEOUT_MS);
+    await helper.call(
+      'growStore',
+      { file: snapshot.file, fromBytes, toBytes, reservedBytes, immutable },
+      GROW_TIMEOUT_MS,
+    );
     try {
       const extents = await extentsAfter(helper, target, toBytes);
       const placeCount = Math.floor(toBytes / BLOCK_BYTES);

@@ -20,7 +20,8 @@ export interface CreatedStore extends StoreFile {
 
 export interface HelperCalls {
   mountFuse: { params: { target: string; fuseFd: number }; result: null };
-  umount: { params: { target: string }; result: null };
+  /** `lazy`: out of sight at once, gone when the last user goes. */
+  umount: { params: { target: string; lazy: boolean }; result: null };
   bindLoop: {
     params: { target: string; readOnly: boolean; partitionScan: boolean; logicalSectorBytes: number };
     result: { node: string };

@@ -49,8 +49,8 @@ const calls: Implementation = {
     libc.mount('cowbird', target, 'fuse.cowbird', MS_NOSUID_NODEV, options);
     return null;
   },
-  umount({ target }) {
-    libc.umount(target);
+  umount({ target, lazy }) {
+    libc.umount(target, lazy ? libc.MNT_DETACH : 0);
     return null;
   },
   bindLoop({ target, readOnly, partitionScan, logicalSectorBytes }) {

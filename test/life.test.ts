@@ -1,0 +1,180 @@
+/** Umount, mount, namespaces, stop, start, reload. */
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { describe, it, type TestContext } from 'node:test';
+import { decodeHeader } from '../src/cow/header.js';
+import * as cowbird from '../src/index.js';
+import { CANNOT, copy, digestOf, fill, Lab, MIB, run, until } from './lab.js';
+
+const MINOR = 120;
+
+interface Bench {
+  lab: Lab;
+  node: string;
+  mnt: string;
+  image: string;
+}
+
+async function bench(t: TestContext, fsType = 'ext4'): Promise<Bench> {
+  const lab = new Lab(t);
+  const node = await lab.attached('volume', 400 * MIB);
+  await lab.mkfs(node, fsType);
+  const mnt = await lab.mount(node);
+  await fill(`${mnt}/a`, 10);
+  await cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 60 * MIB }, lab.client);
+  await copy('/dev/cowbird120', lab.path('image'));
+  await fill(`${mnt}/a`, 5);
+  return { lab, node, mnt, image: lab.path('image') };
+}
+
+async function headerOnDisk(lab: Lab, node: string): Promise<ReturnType<typeof decodeHeader>> {
+  const out = lab.path('cow.dump');
+  await run('debugfs', '-R', `dump /.cow ${out}`, node);
+  const { readFileSync } = await import('node:fs');
+  return decodeHeader(readFileSync(out).subarray(0, 4096));
+}
+
+describe('a tracked volume', { skip: CANNOT }, () => {
+  it('goes dormant with its umount, is clean within a second, stays readable, and comes back with a mount', async (t) => {
+    const { lab, node, mnt, image } = await bench(t);
+    assert.equal((await lab.status(MINOR)).state, 3);
+    await run('umount', mnt);
+    assert.equal((await lab.status(MINOR)).state, 1, 'at the moment of the call');
+    await until('the file on disk says clean', async () => (await headerOnDisk(lab, node)).clean, 1_000);
+    assert.equal((await headerOnDisk(lab, node)).changedBlocks, (await lab.status(MINOR)).nr_changed_blocks);
+    assert.equal(digestOf('/dev/cowbird120'), digestOf(image));
+    await lab.mount(node);
+    assert.equal((await lab.status(MINOR)).state, 3);
+    await fill(`${mnt}/b`, 5);
+    assert.equal(digestOf('/dev/cowbird120'), digestOf(image));
+    await cowbird.transitionToIncremental(MINOR, lab.client);
+    await run('umount', mnt);
+    assert.equal((await lab.status(MINOR)).state, 0);
+  });
+
+  it('stays active while one of two mounts is left', async (t) => {
+    const { lab, mnt } = await bench(t);
+    const other = lab.path('other');
+    await run('mkdir', other);
+    await run('mount', '--bind', mnt, other);
+    lab.onEnd(() => run('umount', other));
+    await run('umount', mnt);
+    const status = await lab.status(MINOR);
+    assert.equal(status.state, 3);
+    assert.equal(status.error, undefined);
+  });
+
+  it('stays active while another mount namespace has it mounted', async (t) => {
+    const { lab, mnt } = await bench(t);
+    const holder = spawn('unshare', ['-m', '--propagation', 'private', 'sleep', '60'], { stdio: 'ignore' });
+    const ended = new Promise((resolve) => holder.once('exit', resolve));
+    lab.onEnd(async () => {
+      holder.kill('SIGKILL');
+      await ended;
+    });
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    await run('umount', mnt);
+    assert.equal((await lab.status(MINOR)).state, 3);
+    holder.kill('SIGKILL');
+    await ended;
+    await until('it is dormant', async () => (await lab.status(MINOR)).state === 1);
+  });
+
+  it('marks O_DIRECT writes to the node while it is unmounted, and the file on disk stops being clean first', async (t) => {
+    const { lab, node, mnt } = await bench(t);
+    await cowbird.transitionToIncremental(MINOR, lab.client);
+    await run('umount', mnt);
+    await until('clean', async () => (await headerOnDisk(lab, node)).clean);
+    const last = 400 * 256 - 3;
+    await run(
+      'dd',
+      'if=/dev/urandom',
+      `of=${node}`,
+      'bs=4096',
+      'count=2',
+      `seek=${last}`,
+      'oflag=direct',
+      'status=none',
+    );
+    const { extents } = await cowbird.changes(MINOR, lab.client);
+    const covered = extents.some(({ offset, length }) => offset <= last * 4096 && offset + length >= (last + 2) * 4096);
+    assert.ok(covered, JSON.stringify(extents.slice(-3)));
+    await until('clean again', async () => (await headerOnDisk(lab, node)).clean);
+  });
+});
+
+describe('after a clean stop', { skip: CANNOT }, () => {
+  for (const fsType of ['ext4', 'xfs']) {
+    it(`reload-snapshot goes on where it was, on ${fsType}`, async (t) => {
+      const { lab, node, mnt, image } = await bench(t, fsType);
+      await assert.rejects(cowbird.stopDaemon({}, lab.client), { code: 'EBUSY' }, 'refused while mounted');
+      await run('umount', mnt);
+      await cowbird.stopDaemon({}, lab.client);
+      await cowbird.startDaemon(lab.client);
+      const [volume] = await cowbird.listVolumes(lab.client);
+      assert.equal(volume?.device, node, 'attached again');
+      await cowbird.reloadSnapshot(node, '/.cow', MINOR, {}, lab.client);
+      const unverified = await lab.status(MINOR);
+      assert.equal(unverified.state, 5);
+      assert.equal(unverified.uuid, undefined);
+      await lab.mount(node);
+      const status = await lab.status(MINOR);
+      assert.equal(status.state, 3);
+      assert.equal(status.error, undefined);
+      assert.equal(digestOf('/dev/cowbird120'), digestOf(image), 'also what the umount and the mount wrote');
+      await fill(`${mnt}/c`, 5);
+      assert.equal(digestOf('/dev/cowbird120'), digestOf(image));
+      await run('umount', mnt);
+      await lab.mount(node);
+      assert.equal((await lab.status(MINOR)).state, 3, 'umount and mount after a reload');
+    });
+  }
+
+  it('reload-incremental goes on, and the next image is right', async (t) => {
+    const { lab, node, mnt, image } = await bench(t);
+    await cowbird.transitionToIncremental(MINOR, lab.client);
+    await run('umount', mnt);
+    await cowbird.stopDaemon({}, lab.client);
+    await cowbird.reloadIncremental(node, '/.cow', MINOR, {}, lab.client);
+    await lab.mount(node);
+    await fill(`${mnt}/c`, 5);
+    assert.equal((await lab.status(MINOR)).state, 2);
+    const snapshot = await cowbird.transitionToSnapshot(MINOR, `${mnt}/.cow2`, { storeBytes: 60 * MIB }, lab.client);
+    await cowbird.updateImageFromSnapshot({ snapshot, cowFile: `${mnt}/.cow`, image, client: lab.client });
+    assert.equal(digestOf(image), digestOf(snapshot));
+  });
+
+  for (const fsType of ['ext4', 'xfs']) {
+    it(`direct use of the origin is noticed, on ${fsType}`, async (t) => {
+      const { lab, node, mnt } = await bench(t, fsType);
+      await cowbird.transitionToIncremental(MINOR, lab.client);
+      await run('umount', mnt);
+      await cowbird.stopDaemon({}, lab.client);
+      const direct = await lab.mount(lab.path('volume'), 'direct', '-o', 'loop');
+      await run('touch', `${direct}/x`);
+      await run('umount', direct);
+      await cowbird.reloadIncremental(node, '/.cow', MINOR, {}, lab.client);
+      const status = await lab.status(MINOR);
+      assert.equal(status.error, -22);
+      assert.equal(status.state, 4);
+      assert.match(status.error_reason ?? '', /used without Cowbird/);
+      await lab.mount(node);
+      await assert.rejects(cowbird.transitionToSnapshot(MINOR, `${mnt}/.cow2`, {}, lab.client), { code: 'EINVAL' });
+    });
+  }
+
+  it('a file that does not exist shows as -2 after the mount, an unknown one as -22', async (t) => {
+    const { lab, node, mnt } = await bench(t);
+    await cowbird.destroy(MINOR, lab.client);
+    await run('umount', mnt);
+    await cowbird.reloadSnapshot(node, '/nothing', MINOR, {}, lab.client);
+    assert.equal((await lab.status(MINOR)).state, 5);
+    await lab.mount(node);
+    assert.equal((await lab.status(MINOR)).error, -2);
+    await cowbird.destroy(MINOR, lab.client);
+    await run('umount', mnt);
+    await cowbird.reloadSnapshot(node, '/a', MINOR, {}, lab.client);
+    await lab.mount(node);
+    assert.equal((await lab.status(MINOR)).error, -22);
+  });
+});
