@@ -60,6 +60,13 @@ export async function until(what: string, isSo: () => Promise<boolean> | boolean
   }
 }
 
+const labs = new Set<Lab>();
+
+// The runner ends test files with SIGTERM, also after Ctrl-C: what they put up is taken down first.
+process.once('SIGTERM', () => {
+  void Promise.all([...labs].map((lab) => lab.takeDown())).finally(() => process.exit(143));
+});
+
 export class Lab {
   readonly folder = realpathSync(mkdtempSync(join(tmpdir(), 'cowbird-test-')));
   readonly env: NodeJS.ProcessEnv;
@@ -67,13 +74,14 @@ export class Lab {
   readonly #cleanups: Array<() => Promise<unknown>> = [];
 
   constructor(t: TestContext) {
+    labs.add(this);
     this.env = {
       ...process.env,
       COWBIRD_RUN_DIR: join(this.folder, 'run'),
       COWBIRD_STATE_DIR: join(this.folder, 'state'),
     };
     this.client = { env: this.env };
-    t.after(() => this.#takeDown());
+    t.after(() => this.takeDown());
   }
 
   path(name: string): string {
@@ -136,7 +144,8 @@ export class Lab {
     return device;
   }
 
-  async #takeDown(): Promise<void> {
+  async takeDown(): Promise<void> {
+    labs.delete(this);
     for (const action of this.#cleanups.reverse()) await action().catch(() => undefined);
     const status = await cowbird.daemonStatus(this.client).catch(() => undefined);
     if (status !== undefined) {
