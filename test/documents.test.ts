@@ -1,0 +1,108 @@
+/** What the documents say is what the code does. */
+import assert from 'node:assert/strict';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { describe, it } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { type EventName, STATE_TABLE, type StateName, stateName, stateNumber } from '../src/engine/states.js';
+
+const ROOT = fileURLToPath(new URL('../../', import.meta.url));
+const words = (name: string): string => name.replace(/([A-Z])/g, ' $1').toLowerCase();
+
+function stateNames(): StateName[] {
+  return Object.keys(STATE_TABLE).filter((name): name is StateName => name in STATE_TABLE);
+}
+
+function eventNames(): EventName[] {
+  return Object.keys(STATE_TABLE.none).filter((name): name is EventName => name in STATE_TABLE.none);
+}
+
+describe('the table of states', () => {
+  it('is printed in the architecture document as it is in the code', () => {
+    const document = readFileSync(join(ROOT, 'docs', 'architecture.md'), 'utf8');
+    const printed = document.slice(document.indexOf('<!-- states -->') + 16, document.indexOf('<!-- /states -->'));
+    const cell = (state: StateName, event: EventName): string => {
+      const row = STATE_TABLE[state][event];
+      if ('refuse' in row) return row.refuse;
+      return row.to === state ? '·' : words(row.to);
+    };
+    const lines = [
+      `| event | ${stateNames().map(words).join(' | ')} |`,
+      `|---|${stateNames()
+        .map(() => '---')
+        .join('|')}|`,
+      ...eventNames().map(
+        (event) =>
+          `| ${event} | ${stateNames()
+            .map((state) => cell(state, event))
+            .join(' | ')} |`,
+      ),
+    ];
+    assert.equal(printed, `${lines.join('\n')}\n`);
+  });
+
+  it('has one outcome for every state and event, and leads only to states that it has', () => {
+    for (const state of stateNames()) {
+      assert.deepEqual(Object.keys(STATE_TABLE[state]).sort(), [...eventNames()].sort(), state);
+      for (const event of eventNames()) {
+        const row = STATE_TABLE[state][event];
+        if ('to' in row) assert.ok(stateNames().includes(row.to), `${state} ${event}`);
+      }
+    }
+  });
+
+  it('destroys from every state but none, and never lets an unverified list of changes go on', () => {
+    for (const state of stateNames()) {
+      assert.deepEqual(STATE_TABLE[state].destroy, state === 'none' ? { refuse: 'ENOENT' } : { to: 'none' });
+    }
+    for (const state of ['unverifiedSnapshot', 'unverifiedIncremental'] as const) {
+      assert.deepEqual(STATE_TABLE[state].transitionToSnapshot, { refuse: 'EINVAL' });
+    }
+  });
+
+  it('gives the numbers of the peer', () => {
+    const numbers = (['incremental', 'snapshot'] as const).flatMap((mode) =>
+      [
+        { unverified: false, active: false },
+        { unverified: false, active: true },
+        { unverified: true, active: true },
+      ].map((facts) => [stateName({ mode, failed: false, ...facts }), stateNumber({ mode, failed: false, ...facts })]),
+    );
+    assert.deepEqual(Object.fromEntries(numbers), {
+      dormantIncremental: 0,
+      dormantSnapshot: 1,
+      activeIncremental: 2,
+      activeSnapshot: 3,
+      unverifiedIncremental: 4,
+      unverifiedSnapshot: 5,
+    });
+  });
+});
+
+describe('the documents', () => {
+  const pages = [
+    'README.md',
+    ...readdirSync(join(ROOT, 'docs'))
+      .filter((name) => name.endsWith('.md'))
+      .map((name) => `docs/${name}`),
+  ];
+
+  it('link only to files that exist', () => {
+    for (const page of pages) {
+      for (const [, target = ''] of readFileSync(join(ROOT, page), 'utf8').matchAll(/\]\(([^)#]+)[^)]*\)/g)) {
+        if (!target.startsWith('http')) assert.ok(existsSync(join(ROOT, dirname(page), target)), `${page} → ${target}`);
+      }
+    }
+  });
+
+  it('give a reason for every run-time dependency, and for nothing else', () => {
+    const manifest: { dependencies: Record<string, string> } = JSON.parse(
+      readFileSync(join(ROOT, 'package.json'), 'utf8'),
+    );
+    const page = readFileSync(join(ROOT, 'docs', 'dependencies.md'), 'utf8');
+    const listed = [...page.matchAll(/^\| ([@a-z0-9/-]+) \|/gm)]
+      .map(([, name]) => name)
+      .filter((name) => name !== 'package' && name !== '---');
+    assert.deepEqual(listed.sort(), Object.keys(manifest.dependencies).sort());
+  });
+});
