@@ -19,6 +19,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
+import { cleanUpStale } from '../src/engine/stale.js';
 import * as cowbird from '../src/index.js';
 import { DirectReader } from '../src/sys/direct-reader.js';
 
@@ -157,6 +158,8 @@ export class Lab {
       }
       await cowbird.stopDaemon({ force: true }, this.client).catch(() => process.kill(status.keeperPid, 'SIGKILL'));
     }
+    // What a dead daemon left would disturb every later test.
+    cleanUpStale(join(this.folder, 'run', 'fuse'));
     rmSync(this.folder, { recursive: true, force: true });
   }
 }

@@ -34,10 +34,7 @@ const IMPORT_EXCEPTIONS = new Set<string>([]);
 const FILE_LINES_MAX = 400;
 const FUNCTION_LINES_MAX = 70;
 /** `file: function` → lines it has. Only ever to shrink: shorten one, then lower or remove its entry. */
-const LONG_FUNCTIONS = new Map<string, number>([
-  ['src/engine/attach.ts: attachVolume', 72],
-  ['src/engine/store-setup.ts: prepareStore', 73],
-]);
+const LONG_FUNCTIONS = new Map<string, number>();
 
 interface Source {
   /** From the root of the repository. */

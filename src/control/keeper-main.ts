@@ -131,6 +131,15 @@ process.on('SIGTERM', () => {
 process.on('SIGINT', () => undefined);
 process.on('SIGHUP', () => undefined);
 
+// This process holds every volume's descriptor: its end is an I/O error for all of them. Whatever went wrong in one
+// operation is reported, and the others go on.
+for (const name of ['uncaughtException', 'unhandledRejection'] as const) {
+  process.on(name, (error: unknown) => {
+    const stack = error instanceof Error ? (error.stack ?? error.message) : String(error);
+    emit({ event: 'keeper.error', level: 'error', message: `${name}: ${stack}` });
+  });
+}
+
 main().catch((error: unknown) => {
   log.fatal(messageOf(error));
   const report = process.env['COWBIRD_START_ERROR'];

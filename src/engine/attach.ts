@@ -29,6 +29,7 @@ export interface AttachParams {
 
 /** Synchronous I/O in each worker: more of them than cores, so that a device has a queue. */
 export const DEFAULT_WORKERS = Math.max(4, Math.min(8, cpus().length * 2));
+const EBUSY = 16;
 const VOLUME_NAME = /^[A-Za-z0-9._-]{1,64}$/;
 
 /** Attaches an origin. Everything is undone when a step fails. */
@@ -37,6 +38,47 @@ export async function attachVolume(
   params: AttachParams,
   onAttention: (id: string) => void,
 ): Promise<Volume> {
+  const { origin, name, link } = checkAttach(context, params);
+  const raw = params.raw === true;
+  return undoing(context, async (undo) => {
+    const workers = Math.min(params.workers ?? DEFAULT_WORKERS, MAX_WORKERS);
+    await context.pool.grow(workers);
+    const { keeper } = context;
+    const opened = await keeper.call('openOrigin', { path: origin, readOnly: params.readOnly === true, raw });
+    undo.add('close the origin', () => keeper.call('closeFds', { fds: [opened.originFd, opened.memoryFd] }));
+    const fds = {
+      origin: libc.duplicateFrom(keeper.pid, opened.originFd),
+      memory: libc.duplicateFrom(keeper.pid, opened.memoryFd),
+      fuse: -1,
+    };
+    undo.add('close the duplicates', () => [fds.origin, fds.memory].forEach(libc.close));
+    const id = `volume-${name}`;
+    const device = { id, fuseFd: -1, target: '', node: '', links: [link] };
+    const record: VolumeRecord = { id, name, origin, raw, opened, workers, device, snapshot: null };
+    const volume = new Volume(record, fds, context.pool, () => onAttention(id));
+    volume.announce();
+    undo.add('forget the volume', () => context.pool.removeVolume(id));
+    const up = await openDevice(context, undo, {
+      id,
+      readOnly: opened.readOnly,
+      partitionScan: true,
+      logicalSectorBytes: opened.logicalSectorBytes,
+      links: [link],
+      serve: (fd) => {
+        fds.fuse = fd;
+        volume.serve();
+      },
+    });
+    record.device = up.record;
+    await keeper.call('putVolume', { volume: record });
+    context.volumes.set(id, volume);
+    saveAttached(context);
+    return volume;
+  });
+}
+
+/** Everything that can be refused before anything is opened. */
+function checkAttach(context: EngineContext, params: AttachParams): { origin: string; name: string; link: string } {
   const origin = resolveOrigin(params.origin);
   const name = params.name ?? basename(params.origin);
   if (!VOLUME_NAME.test(name) || name === '.' || name === '..') {
@@ -54,55 +96,12 @@ export async function attachVolume(
   try {
     refuseForeignLink(link);
   } catch (error) {
-    if (errnoOfError(error) === 16)
+    if (errnoOfError(error) === EBUSY) {
       throw new CowbirdError('EEXIST', `${link} exists already: give another name with --name`);
+    }
     throw error;
   }
-  return undoing(context, async (undo) => {
-    const workers = Math.min(params.workers ?? DEFAULT_WORKERS, MAX_WORKERS);
-    await context.pool.grow(workers);
-    const opened = await context.keeper.call('openOrigin', {
-      path: origin,
-      readOnly: params.readOnly === true,
-      raw: params.raw === true,
-    });
-    undo.add('close the origin', () => context.keeper.call('closeFds', { fds: [opened.originFd, opened.memoryFd] }));
-    const fds = {
-      origin: libc.duplicateFrom(context.keeper.pid, opened.originFd),
-      memory: libc.duplicateFrom(context.keeper.pid, opened.memoryFd),
-      fuse: -1,
-    };
-    undo.add('close the duplicates', () => [fds.origin, fds.memory].forEach(libc.close));
-    const id = `volume-${name}`;
-    const record: VolumeRecord = {
-      id,
-      name,
-      origin,
-      opened,
-      workers,
-      device: { id, fuseFd: -1, target: '', node: '', links: [link] },
-      snapshot: null,
-    };
-    const volume = new Volume(record, fds, context.pool, () => onAttention(id));
-    volume.announce();
-    undo.add('forget the volume', () => context.pool.removeVolume(id));
-    const device = await openDevice(context, undo, {
-      id,
-      readOnly: opened.readOnly,
-      partitionScan: true,
-      logicalSectorBytes: opened.logicalSectorBytes,
-      links: [link],
-      serve: (fd) => {
-        fds.fuse = fd;
-        volume.serve();
-      },
-    });
-    record.device = device.record;
-    await context.keeper.call('putVolume', { volume: record });
-    context.volumes.set(id, volume);
-    saveAttached(context);
-    return volume;
-  });
+  return { origin, name, link };
 }
 
 function resolveOrigin(path: string): string {
@@ -140,7 +139,7 @@ export async function detachVolume(context: EngineContext, reference: string): P
   await refuseInUse(device.node);
   await withHelper(context, [], (helper) => helper.call('probeExclusive', { node: device.node })).catch(
     (error: unknown) => {
-      if (errnoOfError(error) === 16)
+      if (errnoOfError(error) === EBUSY)
         throw new CowbirdError(
           'EBUSY',
           `${device.node} is claimed by the kernel (a file system, swap, or a device on top of it)`,
@@ -167,7 +166,13 @@ export async function removeVolume(context: EngineContext, volume: Volume): Prom
 }
 
 const SavedVolumes = v.array(
-  v.object({ name: v.string(), origin: v.string(), workers: v.number(), readOnly: v.boolean() }),
+  v.object({
+    name: v.string(),
+    origin: v.string(),
+    workers: v.number(),
+    readOnly: v.boolean(),
+    raw: v.optional(v.boolean(), false),
+  }),
 );
 
 function savedPath(context: EngineContext): string {
@@ -181,6 +186,7 @@ export function saveAttached(context: EngineContext): void {
     origin: record.origin,
     workers: record.workers,
     readOnly: record.opened.readOnly,
+    raw: record.raw,
   }));
   writeDurably(savedPath(context), JSON.stringify(volumes, null, 2));
 }

@@ -86,6 +86,9 @@ export class EngineKeeper {
       for (const wake of this.#waiting.splice(0)) wake();
     });
     this.#engine = { child, rpc, ready };
+    child.on('error', (error) =>
+      this.#options.onEvent({ event: 'engine.error', level: 'error', message: `The engine: ${messageOf(error)}` }),
+    );
     child.once('exit', (code, signal) => this.#engineEnded(code, signal));
     await ready;
   }
@@ -121,7 +124,7 @@ export class EngineKeeper {
   #engineEnded(code: number | null, signal: NodeJS.Signals | null): void {
     this.#engine = undefined;
     // The helpers of a dead engine have nobody to tell: they thaw what they froze and end.
-    for (const { child } of this.#helpers.values()) child.disconnect();
+    for (const { child } of this.#helpers.values()) if (child.connected) child.disconnect();
     this.#helpers.clear();
     if (this.#stopping) return;
     this.#restarts++;
@@ -189,6 +192,9 @@ export class EngineKeeper {
       throw new CowbirdError('ENOSYS', `A helper asks for nothing, and not for ${name}`);
     });
     this.#helpers.set(helper, { child, rpc });
+    child.on('error', (error) =>
+      this.#options.onEvent({ event: 'helper.error', level: 'warning', message: `A helper: ${messageOf(error)}` }),
+    );
     child.once('exit', () => this.#helpers.delete(helper));
     return { helper };
   }

@@ -2,7 +2,7 @@
 import { readdirSync, readFileSync, realpathSync, statSync } from 'node:fs';
 import { boundLoops, deviceNumber, deviceNumbersOn, sysfsName } from '../sys/blkdev.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
-import { allMounts, type MountEntry, pathOfMount } from '../sys/mounts.js';
+import { allMounts, type MountEntry, ownMounts, pathOfMount } from '../sys/mounts.js';
 import type { EngineContext } from './context.js';
 import { refuseOpen } from './devices.js';
 import type { Volume } from './volume.js';
@@ -95,6 +95,7 @@ export function refuseSecondUse(context: EngineContext, origin: string): void {
         `${origin} is attached already, as ${volume.record.name} on ${volume.record.device.node}`,
       );
   }
+  const served = fuseFiles();
   for (const { node, backingFile } of boundLoops()) {
     if (isServedByUs(context, node)) {
       if (stats.isBlockDevice() && statSync(node).rdev === stats.rdev) {
@@ -102,14 +103,32 @@ export function refuseSecondUse(context: EngineContext, origin: string): void {
       }
       continue;
     }
-    if (backingFile.startsWith(`${context.paths.fuseDir}/`)) continue;
-    const real = realPath(backingFile);
-    if (stats.isFile() && real !== undefined && sameFile(statSync(real), stats)) {
+    // A FUSE file may be served by an engine that hangs, or by none any more: it is never an image, and never looked at.
+    if (served.has(backingFile)) continue;
+    if (stats.isFile() && isSameBacking(backingFile, stats)) {
       throw new CowbirdError(
         'EBUSY',
         `${origin} is behind the loop device ${node}: detach that first with \`losetup -d ${node}\``,
       );
     }
+  }
+}
+
+/** Mount points of FUSE file systems: other daemons' files among them. */
+function fuseFiles(): Set<string> {
+  return new Set(
+    ownMounts()
+      .filter((entry) => entry.fsType.startsWith('fuse'))
+      .map((entry) => entry.mountPoint),
+  );
+}
+
+/** Whether a loop device's backing file is this file. One that cannot be looked at is not. */
+function isSameBacking(backingFile: string, stats: { dev: number; ino: number }): boolean {
+  try {
+    return sameFile(statSync(backingFile), stats);
+  } catch {
+    return false;
   }
 }
 
@@ -152,7 +171,7 @@ function devicesBelow(dev: number): { numbers: Set<string>; files: Array<{ dev: 
     const base = `/sys/class/block/${name}`;
     found.numbers.add(readFileSync(`${base}/dev`, 'utf8').trim());
     const backing = loops.find((loop) => loop.node === `/dev/${name}`)?.backingFile;
-    const real = backing === undefined ? undefined : realPath(backing);
+    const real = backing === undefined || fuseFiles().has(backing) ? undefined : realPath(backing);
     if (real !== undefined) {
       const stats = statSync(real);
       found.files.push(stats);

@@ -62,6 +62,8 @@ export interface VolumeRecord {
   id: string;
   name: string;
   origin: string;
+  /** Attached as raw bytes, whatever it begins like. */
+  raw: boolean;
   opened: OpenedOrigin;
   workers: number;
   device: DeviceRecord;
@@ -94,4 +96,5 @@ export interface SavedVolume {
   origin: string;
   workers: number;
   readOnly: boolean;
+  raw: boolean;
 }

@@ -113,7 +113,7 @@ export function parentChannel(): Channel {
   if (process.send === undefined) throw new Error('This program is started by the Cowbird daemon');
   return {
     send: (message) => {
-      if (process.connected) process.send?.(message);
+      if (process.connected) process.send?.(message, undefined, undefined, () => undefined);
     },
     onMessage: (listener) => {
       process.on('message', listener);
@@ -128,7 +128,8 @@ export function parentChannel(): Channel {
 export function childChannel(child: import('node:child_process').ChildProcess): Channel {
   return {
     send: (message) => {
-      if (child.connected && typeof message === 'object' && message !== null) child.send(message);
+      // A child that is being killed may lose its end between the check and the send: its exit is what we act on.
+      if (child.connected && typeof message === 'object' && message !== null) child.send(message, () => undefined);
     },
     onMessage: (listener) => {
       child.on('message', listener);

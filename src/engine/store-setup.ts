@@ -78,21 +78,9 @@ export async function prepareStore(
   const slots = [{ place: firstPlace, count: placeCount - firstPlace }];
   const base = { file, sizeBytes: created.sizeBytes, startBytes: created.startBytes };
   if (created.kind === 'device') {
-    const { storeFd, sizeBytes: openedBytes } = await context.keeper.call('openStore', { path: created.path });
-    undo.add('close the store', () => context.keeper.call('closeFds', { fds: [storeFd] }));
-    const ownFd = libc.duplicateFrom(context.keeper.pid, storeFd);
-    undo.add('close the duplicate of the store', () => libc.close(ownFd));
-    if (openedBytes < placeCount * BLOCK_BYTES)
-      throw new CowbirdError('EIO', `${created.path} is shorter than it was made`, { outcome: 'failed' });
-    // Not immutable: ext4 and others refuse writes to such a file even through a descriptor that was opened before.
-    return {
-      ...base,
-      config: { kind: 'device', extents: [], slots, placeCount },
-      fsType: '',
-      cowFile: created.path,
-      storeFd,
-      ownFd,
-    };
+    const config: StoreConfig = { kind: 'device', extents: [], slots, placeCount };
+    const fds = await openElsewhere(context, undo, created.path, placeCount);
+    return { ...base, ...fds, config, fsType: '', cowFile: created.path };
   }
   const extents = await locateAndProve(helper, volume, {
     file,
@@ -113,6 +101,24 @@ export async function prepareStore(
     storeFd: null,
     ownFd: undefined,
   };
+}
+
+/** Opens a store of its own. Not immutable: ext4 and others refuse writes to such a file even through an open descriptor. */
+async function openElsewhere(
+  context: EngineContext,
+  undo: Undo,
+  path: string,
+  placeCount: number,
+): Promise<{ storeFd: number; ownFd: number }> {
+  const { keeper } = context;
+  const { storeFd, sizeBytes } = await keeper.call('openStore', { path });
+  undo.add('close the store', () => keeper.call('closeFds', { fds: [storeFd] }));
+  const ownFd = libc.duplicateFrom(keeper.pid, storeFd);
+  undo.add('close the duplicate of the store', () => libc.close(ownFd));
+  if (sizeBytes < placeCount * BLOCK_BYTES) {
+    throw new CowbirdError('EIO', `${path} is shorter than it was made`, { outcome: 'failed' });
+  }
+  return { storeFd, ownFd };
 }
 
 export interface ProofRequest {
