@@ -22,6 +22,7 @@ describe('a volume', { skip: CANNOT }, () => {
       '--iodepth=16',
       '--verify=crc32c',
       '--do_verify=1',
+      '--verify_state_save=0',
       '--size=40M',
       '--output-format=terse',
     ];
@@ -140,6 +141,7 @@ describe('a volume', { skip: CANNOT }, () => {
       '--iodepth=8',
       '--verify=crc32c',
       '--do_verify=1',
+      '--verify_state_save=0',
       '--size=60M',
       '--time_based',
       '--runtime=6',

@@ -37,7 +37,8 @@ export const CANNOT: string | false =
 /** Runs a program; rejects with its stderr when it fails or takes too long. */
 export function run(program: string, ...args: string[]): Promise<string> {
   return new Promise((resolve, reject) => {
-    const options = { timeout: COMMAND_TIMEOUT_MS, killSignal: 'SIGKILL' as const, maxBuffer: 64 * MIB };
+    // Some programs (fio) leave files where they run.
+    const options = { cwd: tmpdir(), timeout: COMMAND_TIMEOUT_MS, killSignal: 'SIGKILL' as const, maxBuffer: 64 * MIB };
     execFile(program, args, options, (error, stdout, stderr) => {
       if (error === null) resolve(stdout);
       else reject(new Error(`${program} ${args.join(' ')}: ${stderr.trim() || error.message}`));
