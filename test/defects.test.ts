@@ -1,6 +1,6 @@
 /** The thirteen defects that were reproduced in the kernel module: each by name, shown not to be here. */
 import assert from 'node:assert/strict';
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { describe, it, type TestContext } from 'node:test';
 import * as cowbird from '../src/index.js';
 import { CANNOT, copy, digestOf, fill, Lab, MIB, run, until } from './lab.js';
@@ -20,7 +20,7 @@ async function bench(t: TestContext, storeMib = 60, mkfs: string[] = []): Promis
   const node = await lab.attached('volume', 300 * MIB);
   if (mkfs.length > 0) await run('mkfs.ext4', ...mkfs, node);
   else await lab.mkfs(node, 'ext4');
-  const mnt = await lab.mount(node);
+  const mnt = await lab.mount(lab.link('volume'));
   await fill(`${mnt}/a`, 10);
   await fill(`${mnt}/trimmed`, 4);
   await cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: storeMib * MIB }, lab.client);
@@ -61,29 +61,29 @@ describe('defects of the kernel module that are not here', { skip: CANNOT }, () 
   });
 
   it('4: after clean umount, stop and reload the snapshot is the same in every block', async (t) => {
-    const { lab, node, mnt, image } = await bench(t);
+    const { lab, mnt, image } = await bench(t);
     await fill(`${mnt}/a`, 5);
     await run('umount', mnt);
     await cowbird.stopDaemon({}, lab.client);
-    await cowbird.reloadSnapshot(node, '/.cow', MINOR, {}, lab.client);
-    await lab.mount(node);
+    await cowbird.reloadSnapshot(lab.link('volume'), '/.cow', MINOR, {}, lab.client);
+    await lab.mount(lab.link('volume'));
     await lab.status(MINOR);
     assert.equal(digestOf(SNAPSHOT), digestOf(image));
   });
 
   it('5: reload, mount and umount again, in both modes, without harm', async (t) => {
-    const { lab, node, mnt } = await bench(t);
+    const { lab, mnt } = await bench(t);
     for (const mode of ['snapshot', 'incremental']) {
       if (mode === 'incremental') await cowbird.transitionToIncremental(MINOR, lab.client);
       await run('umount', mnt);
       await cowbird.stopDaemon({}, lab.client);
-      if (mode === 'snapshot') await cowbird.reloadSnapshot(node, '/.cow', MINOR, {}, lab.client);
-      else await cowbird.reloadIncremental(node, '/.cow', MINOR, {}, lab.client);
-      await lab.mount(node);
+      if (mode === 'snapshot') await cowbird.reloadSnapshot(lab.link('volume'), '/.cow', MINOR, {}, lab.client);
+      else await cowbird.reloadIncremental(lab.link('volume'), '/.cow', MINOR, {}, lab.client);
+      await lab.mount(lab.link('volume'));
       assert.equal((await lab.status(MINOR)).state, mode === 'snapshot' ? 3 : 2);
       await run('umount', mnt);
       assert.equal((await lab.status(MINOR)).state, mode === 'snapshot' ? 1 : 0);
-      await lab.mount(node);
+      await lab.mount(lab.link('volume'));
       assert.equal((await lab.status(MINOR)).error, undefined);
     }
   });
@@ -107,10 +107,10 @@ describe('defects of the kernel module that are not here', { skip: CANNOT }, () 
   });
 
   it('8: umount, destroy, mount: nothing is hurt, and the COW file that is left can be removed', async (t) => {
-    const { lab, node, mnt } = await bench(t);
+    const { lab, mnt } = await bench(t);
     await run('umount', mnt);
     await cowbird.destroy(MINOR, lab.client);
-    await lab.mount(node);
+    await lab.mount(lab.link('volume'));
     await fill(`${mnt}/a`, 2);
     await run('rm', `${mnt}/.cow`);
   });
@@ -131,7 +131,7 @@ describe('defects of the kernel module that are not here', { skip: CANNOT }, () 
       'oflag=direct',
       'status=none',
     );
-    await all.lab.mount(all.node);
+    await all.lab.mount(all.lab.link('volume'));
     assert.ok(await updatedEquals(all));
   });
 
@@ -166,7 +166,7 @@ describe('defects of the kernel module that are not here', { skip: CANNOT }, () 
 
   it('13: a crash needs no full backup: the engine’s costs nothing, a power failure a comparison', async (t) => {
     const all = await bench(t);
-    const { lab, node, mnt, image } = all;
+    const { lab, mnt, image } = all;
     await cowbird.transitionToIncremental(MINOR, lab.client);
     await fill(`${mnt}/a`, 3);
     const status = await cowbird.daemonStatus(lab.client);
@@ -197,6 +197,5 @@ describe('defects of the kernel module that are not here', { skip: CANNOT }, () 
     const result = await cowbird.updateImageFromSnapshot({ snapshot: SNAPSHOT, image, scan: true, client: lab.client });
     assert.ok(result.changedBlocks < result.totalBlocks / 2, 'only what differs was written');
     assert.equal(digestOf(image), digestOf(SNAPSHOT));
-    assert.ok(readFileSync(lab.path('run/daemon.log'), 'utf8').length > 0 && node !== '');
   });
 });

@@ -106,6 +106,11 @@ export class Lab {
     return (await cowbird.attach(this.image(name, sizeBytes), { name: `${name}-${process.pid}` }, this.client)).device;
   }
 
+  /** The stable link of an attached image: a restart may give it another number. */
+  link(name: string): string {
+    return `/dev/cowbird/${name}-${process.pid}`;
+  }
+
   async mkfs(node: string, type: string): Promise<void> {
     if (type === 'xfs') await run('mkfs.xfs', '-q', '-f', node);
     else await run(`mkfs.${type}`, '-q', '-b', '4096', node);

@@ -106,18 +106,18 @@ describe('a tracked volume', { skip: CANNOT }, () => {
 describe('after a clean stop', { skip: CANNOT }, () => {
   for (const fsType of ['ext4', 'xfs']) {
     it(`reload-snapshot goes on where it was, on ${fsType}`, async (t) => {
-      const { lab, node, mnt, image } = await bench(t, fsType);
+      const { lab, mnt, image } = await bench(t, fsType);
       await assert.rejects(cowbird.stopDaemon({}, lab.client), { code: 'EBUSY' }, 'refused while mounted');
       await run('umount', mnt);
       await cowbird.stopDaemon({}, lab.client);
       await cowbird.startDaemon(lab.client);
       const [volume] = await cowbird.listVolumes(lab.client);
-      assert.equal(volume?.device, node, 'attached again');
-      await cowbird.reloadSnapshot(node, '/.cow', MINOR, {}, lab.client);
+      assert.equal(volume?.link, lab.link('volume'), 'attached again');
+      await cowbird.reloadSnapshot(lab.link('volume'), '/.cow', MINOR, {}, lab.client);
       const unverified = await lab.status(MINOR);
       assert.equal(unverified.state, 5);
       assert.equal(unverified.uuid, undefined);
-      await lab.mount(node);
+      await lab.mount(lab.link('volume'));
       const status = await lab.status(MINOR);
       assert.equal(status.state, 3);
       assert.equal(status.error, undefined);
@@ -125,18 +125,18 @@ describe('after a clean stop', { skip: CANNOT }, () => {
       await fill(`${mnt}/c`, 5);
       assert.equal(digestOf('/dev/cowbird120'), digestOf(image));
       await run('umount', mnt);
-      await lab.mount(node);
+      await lab.mount(lab.link('volume'));
       assert.equal((await lab.status(MINOR)).state, 3, 'umount and mount after a reload');
     });
   }
 
   it('reload-incremental goes on, and the next image is right', async (t) => {
-    const { lab, node, mnt, image } = await bench(t);
+    const { lab, mnt, image } = await bench(t);
     await cowbird.transitionToIncremental(MINOR, lab.client);
     await run('umount', mnt);
     await cowbird.stopDaemon({}, lab.client);
-    await cowbird.reloadIncremental(node, '/.cow', MINOR, {}, lab.client);
-    await lab.mount(node);
+    await cowbird.reloadIncremental(lab.link('volume'), '/.cow', MINOR, {}, lab.client);
+    await lab.mount(lab.link('volume'));
     await fill(`${mnt}/c`, 5);
     assert.equal((await lab.status(MINOR)).state, 2);
     const snapshot = await cowbird.transitionToSnapshot(MINOR, `${mnt}/.cow2`, { storeBytes: 60 * MIB }, lab.client);
@@ -146,35 +146,35 @@ describe('after a clean stop', { skip: CANNOT }, () => {
 
   for (const fsType of ['ext4', 'xfs']) {
     it(`direct use of the origin is noticed, on ${fsType}`, async (t) => {
-      const { lab, node, mnt } = await bench(t, fsType);
+      const { lab, mnt } = await bench(t, fsType);
       await cowbird.transitionToIncremental(MINOR, lab.client);
       await run('umount', mnt);
       await cowbird.stopDaemon({}, lab.client);
       const direct = await lab.mount(lab.path('volume'), 'direct', '-o', 'loop');
       await run('touch', `${direct}/x`);
       await run('umount', direct);
-      await cowbird.reloadIncremental(node, '/.cow', MINOR, {}, lab.client);
+      await cowbird.reloadIncremental(lab.link('volume'), '/.cow', MINOR, {}, lab.client);
       const status = await lab.status(MINOR);
       assert.equal(status.error, -22);
       assert.equal(status.state, 4);
       assert.match(status.error_reason ?? '', /used without Cowbird/);
-      await lab.mount(node);
+      await lab.mount(lab.link('volume'));
       await assert.rejects(cowbird.transitionToSnapshot(MINOR, `${mnt}/.cow2`, {}, lab.client), { code: 'EINVAL' });
     });
   }
 
   it('a file that does not exist shows as -2 after the mount, an unknown one as -22', async (t) => {
-    const { lab, node, mnt } = await bench(t);
+    const { lab, mnt } = await bench(t);
     await cowbird.destroy(MINOR, lab.client);
     await run('umount', mnt);
-    await cowbird.reloadSnapshot(node, '/nothing', MINOR, {}, lab.client);
+    await cowbird.reloadSnapshot(lab.link('volume'), '/nothing', MINOR, {}, lab.client);
     assert.equal((await lab.status(MINOR)).state, 5);
-    await lab.mount(node);
+    await lab.mount(lab.link('volume'));
     assert.equal((await lab.status(MINOR)).error, -2);
     await cowbird.destroy(MINOR, lab.client);
     await run('umount', mnt);
-    await cowbird.reloadSnapshot(node, '/a', MINOR, {}, lab.client);
-    await lab.mount(node);
+    await cowbird.reloadSnapshot(lab.link('volume'), '/a', MINOR, {}, lab.client);
+    await lab.mount(lab.link('volume'));
     assert.equal((await lab.status(MINOR)).error, -22);
   });
 });

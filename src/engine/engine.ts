@@ -9,7 +9,7 @@ import { rmSync } from 'node:fs';
 import { encodeResend } from '../frontend/fuse/wire.js';
 import { CowbirdError, errnoOfError, messageOf, SystemError } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
-import { Word } from '../tracer/layout.js';
+import { Mode, Word } from '../tracer/layout.js';
 import { type AttachParams, attachVolume, describeVolume, detachVolume, loadAttached, removeVolume } from './attach.js';
 import { makeClean } from './cleaning.js';
 import { type EngineContext, type EnginePaths, Mutex } from './context.js';
@@ -44,6 +44,7 @@ import { Watch } from './watch.js';
 
 const WATCH_MS = 200;
 const LAST_MINOR = 255;
+const EUCLEAN = 117;
 /** How long `info` waits for a look at the mounts that is under way. */
 const LOOK_MS_MAX = 1_000;
 
@@ -107,6 +108,7 @@ export class Engine {
       volume.clearInFlight();
       volumes.set(record.id, volume);
       volume.announce();
+      this.#requireAgreement(volume);
       const { snapshot } = record;
       if (snapshot !== null && snapshot.storeFd !== null) volume.storeFd = duplicate(snapshot.storeFd);
       if (snapshot !== null && snapshot.store.placeCount > 0) {
@@ -131,6 +133,26 @@ export class Engine {
       });
     }
     for (const fd of fuseFds) this.#askAgain(fd);
+  }
+
+  /**
+   * The switch of an operation changes memory, and its record is kept a moment later. An engine that died in between leaves
+   * the two apart, and then nobody knows which map belongs to which sequence: the series says so instead of going on.
+   */
+  #requireAgreement(volume: Volume): void {
+    const { memory, record } = volume;
+    const { snapshot } = record;
+    const mode = memory.get(Word.MODE);
+    if (snapshot === null) {
+      memory.set(Word.MODE, Mode.PASSTHROUGH);
+      return;
+    }
+    const expected = snapshot.mode === 'snapshot' ? Mode.SNAPSHOT : Mode.INCREMENTAL;
+    if (mode === expected || snapshot.unverified) return;
+    snapshot.unverified = true;
+    snapshot.failure =
+      'the engine died in the middle of a transition: begin a new series, and compare contents for its first backup';
+    volume.tracer.fail(EUCLEAN);
   }
 
   #askAgain(fd: number): void {
@@ -317,7 +339,7 @@ export class Engine {
     try {
       if (snapshot !== null) {
         await closeSnapshotDevice(this.#context, { volume, snapshot });
-        if (!snapshot.unverified && volume.memory.get(Word.FAILED) === 0) await this.#cleanForStop(volume);
+        if (snapshot.file.path !== '' && volume.memory.get(Word.FAILED) === 0) await this.#cleanForStop(volume);
       }
       await removeVolume(this.#context, volume);
     } catch (error) {

@@ -28,6 +28,7 @@ const SECTOR_BYTES = 512;
 /** First pause before a dead engine is started again; doubled up to the longest. */
 const BACKOFF_MS_MIN = 10;
 const BACKOFF_MS_MAX = 500;
+const READS: ReadonlySet<string> = new Set(['list', 'info', 'changes', 'getFreeMinor']);
 
 export interface KeeperOptions {
   /** Program of the engine's process. */
@@ -93,11 +94,26 @@ export class EngineKeeper {
     await ready;
   }
 
-  /** One operation of the engine; waits while it is being started again. */
+  /**
+   * One operation of the engine; waits while it is being started again. One that only reads is asked again when the engine
+   * dies under it; any other says that it was cut off, as nobody knows how far it came.
+   */
   async request(operation: string, params: unknown): Promise<unknown> {
-    while (this.#engine === undefined) await new Promise<void>((resolve) => this.#waiting.push(resolve));
-    await this.#engine.ready;
-    return this.#engine.rpc.call('request', { operation, params });
+    for (;;) {
+      while (this.#engine === undefined) await new Promise<void>((resolve) => this.#waiting.push(resolve));
+      const engine = this.#engine;
+      try {
+        await engine.ready;
+        return await engine.rpc.call('request', { operation, params });
+      } catch (error) {
+        if (!(error instanceof CowbirdError) || error.code !== 'EPIPE') throw error;
+        if (!READS.has(operation)) {
+          const message = `The engine ended in the middle of ${operation}, and was started again: \`cowbird info\` shows what became of it`;
+          throw new CowbirdError('EPIPE', message, { outcome: 'failed' });
+        }
+        await new Promise((resolve) => setTimeout(resolve, BACKOFF_MS_MIN));
+      }
+    }
   }
 
   /** Ends the engine by SIGKILL and starts a new one over the same volumes. */

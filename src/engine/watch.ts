@@ -56,10 +56,20 @@ export class Watch {
     if (active) this.#active.add(key);
     else {
       this.#active.delete(key);
-      if (!snapshot.unverified && volume.memory.get(Word.HEADER_STATE) !== HeaderState.CLEAN)
-        await makeClean(this.#context, target);
+      // A reloaded series too: what was marked since the reload belongs to it, verified at a mount or not.
+      const isDirty = volume.memory.get(Word.HEADER_STATE) !== HeaderState.CLEAN;
+      if (snapshot.file.path !== '' && isDirty) await makeClean(this.#context, target);
     }
+    await this.#completeDevice(target);
     this.#report(target, key);
+  }
+
+  /** An engine that died between a switch and the device left the snapshot without one. */
+  async #completeDevice(target: Tracked): Promise<void> {
+    const { snapshot, volume } = target;
+    if (volume.record.snapshot?.sequenceId !== snapshot.sequenceId) return;
+    const wanted = snapshot.mode === 'snapshot' && !snapshot.unverified && volume.memory.get(Word.FAILED) === 0;
+    if (wanted && snapshot.device === null) await openSnapshotDevice(this.#context, target);
   }
 
   /** A reloaded series becomes active when its file is seen where it was expected. */

@@ -1,0 +1,54 @@
+/** What several whole-system tests need beside the laboratory: holders of devices, traces, kills. */
+import { spawn } from 'node:child_process';
+import { closeSync, existsSync, openSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { setTimeout as pause } from 'node:timers/promises';
+import * as cowbird from '../src/index.js';
+import { type Lab, run, until } from './lab.js';
+
+/** A program that runs until it is stopped or the test ends; `openPath` is its standard input. */
+export function program(lab: Lab, command: string, args: string[], openPath?: string): () => Promise<void> {
+  const input = openPath === undefined ? undefined : openSync(openPath, 'r');
+  const child = spawn(command, args, { stdio: [input ?? 'ignore', 'ignore', 'ignore'], detached: true });
+  if (input !== undefined) closeSync(input);
+  const ended = new Promise<void>((resolve) => {
+    child.once('exit', () => resolve());
+    child.once('error', () => resolve());
+  });
+  const stop = async (): Promise<void> => {
+    if (child.exitCode === null && child.signalCode === null && child.pid !== undefined)
+      process.kill(-child.pid, 'SIGKILL');
+    await Promise.race([ended, pause(5_000, undefined, { ref: false })]);
+  };
+  lab.onEnd(stop);
+  return stop;
+}
+
+/** Everything an operation on this lab could leave: volumes, minors, links, loop devices, mounts, files. */
+export async function traces(lab: Lab): Promise<string[]> {
+  const volumes = await cowbird.listVolumes(lab.client);
+  const { devices } = await cowbird.info(undefined, lab.client);
+  const links = devices.flatMap(({ minor }) =>
+    ['cowbird', 'datto', 'elastio-snap'].map((family) => `/dev/${family}${minor}`).filter(existsSync),
+  );
+  const named = existsSync('/dev/cowbird') ? readdirSync('/dev/cowbird') : [];
+  const loops = (await run('losetup', '-l', '-n', '-O', 'NAME,BACK-FILE')).split('\n');
+  const mounts = readFileSync('/proc/self/mounts', 'utf8').split('\n');
+  const folders = [lab.folder, lab.path('mnt'), lab.path('run/fuse')].filter(existsSync);
+  return [
+    ...volumes.map(({ name, minor, mode }) => `volume ${name} ${minor} ${mode}`),
+    ...devices.map(({ minor, state, error }) => `minor ${minor} ${state} ${error}`),
+    ...links.map((link) => `${link} -> ${readlinkSync(link)}`),
+    ...named.filter((name) => name.endsWith(`-${process.pid}`)),
+    ...[...loops, ...mounts].filter((line) => line.includes(lab.folder)).map((line) => line.replace(/\s+/g, ' ')),
+    ...folders.flatMap((folder) => readdirSync(folder).map((name) => `${folder}/${name}`)),
+  ].sort();
+}
+
+/** Ends the daemon of a lab as a power failure would: keeper and engine at once, no word to either. */
+export async function crash(lab: Lab): Promise<void> {
+  const status = await cowbird.daemonStatus(lab.client);
+  if (status === undefined) throw new Error('the daemon runs');
+  const pids = [status.keeperPid, ...(status.enginePid === null ? [] : [status.enginePid])];
+  for (const pid of pids) process.kill(pid, 'SIGKILL');
+  await until('the daemon’s processes are gone', () => pids.every((pid) => !existsSync(`/proc/${pid}`)));
+}
