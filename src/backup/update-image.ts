@@ -7,9 +7,10 @@
  */
 import { closeSync, constants, fstatSync, fsyncSync, openSync, writeSync } from 'node:fs';
 import type { BlockRun, PositionedReader } from '../cow/file.js';
-import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
+import { BLOCK_SIZE_BYTES, blockCount } from '../cow/geometry.js';
 import type { CowHeader } from '../cow/header.js';
-import { CowbirdError, messageOf } from '../sys/errors.js';
+import { blockDeviceSizeBytes } from '../sys/blkdev.js';
+import { assert, CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 
 const TRANSFER_BYTES = 1_048_576;
 /** Runs closer than this are read in one go: reading 64 KiB more costs less than another request. */
@@ -17,7 +18,7 @@ const GAP_BYTES_MAX = 65_536;
 
 export interface UpdateRequest {
   source: PositionedReader;
-  /** Changed blocks, ascending. */
+  /** Changed blocks, ascending, inside the volume. Taken as it goes: read a list that may yet prove wrong to its end first. */
   changed: Iterable<BlockRun>;
   imagePath: string;
   /** Hears how many changed blocks are done. */
@@ -67,13 +68,7 @@ export function updateImage(request: UpdateRequest): UpdateResult {
   const { source } = request;
   const fd = openSync(request.imagePath, constants.O_RDWR);
   try {
-    const stats = fstatSync(fd);
-    if (stats.isFile() && stats.size !== source.lengthBytes) {
-      throw new CowbirdError(
-        'EINVAL',
-        `${request.imagePath} has ${stats.size} bytes and the snapshot ${source.lengthBytes}: it is not an image of this volume`,
-      );
-    }
+    requireSize(fd, request.imagePath, source.lengthBytes);
     const result: UpdateResult = { changedBlocks: 0, writtenBytes: 0, errors: 0, failures: [] };
     const buffer = Buffer.alloc(TRANSFER_BYTES);
     for (const group of mergeRuns(request.changed, source.lengthBytes)) {
@@ -83,10 +78,38 @@ export function updateImage(request: UpdateRequest): UpdateResult {
       copyGroup(fd, source, group, buffer, result);
       request.onProgress?.(result.changedBlocks);
     }
-    fsyncSync(fd);
+    makeDurable(fd, request.imagePath);
     return result;
   } finally {
     closeSync(fd);
+  }
+}
+
+/** An image is a file of exactly the source's size, or a block device that has room for it. */
+function requireSize(fd: number, path: string, sizeBytes: number): void {
+  const stats = fstatSync(fd);
+  if (!stats.isFile() && !stats.isBlockDevice()) {
+    throw new CowbirdError('EINVAL', `${path} is neither a file nor a block device: it is not an image of this volume`);
+  }
+  const imageBytes = stats.isFile() ? stats.size : blockDeviceSizeBytes(fd);
+  if (stats.isFile() ? imageBytes !== sizeBytes : imageBytes < sizeBytes) {
+    throw new CowbirdError(
+      'EINVAL',
+      `${path} has ${imageBytes} bytes and the snapshot ${sizeBytes}: it is not an image of this volume`,
+    );
+  }
+}
+
+function makeDurable(fd: number, path: string): void {
+  try {
+    fsyncSync(fd);
+  } catch (error) {
+    const advice = 'what was copied may not be on the disk; check it, and run this again with the same arguments';
+    const code = codeOf(errnoOfError(error));
+    throw new CowbirdError(code, `${path} could not be synced (${code}): ${advice}`, {
+      outcome: 'partial',
+      cause: error,
+    });
   }
 }
 
@@ -101,9 +124,18 @@ type Group = Range[];
 function* mergeRuns(runs: Iterable<BlockRun>, sizeBytes: number): Generator<Group, void, undefined> {
   let group: Group = [];
   let start = 0;
+  let nextBlock = 0;
+  const blocks = blockCount(sizeBytes);
   for (const run of runs) {
+    // A run out of order would be copied from the wrong place of the buffer.
+    assert(
+      run.firstBlock >= nextBlock && run.blockCount > 0,
+      `run at block ${run.firstBlock} ascends from ${nextBlock}`,
+    );
+    nextBlock = run.firstBlock + run.blockCount;
+    assert(nextBlock <= blocks, `run up to block ${nextBlock} ends within ${blocks} blocks`);
     let offset = run.firstBlock * BLOCK_SIZE_BYTES;
-    const end = Math.min(offset + run.blockCount * BLOCK_SIZE_BYTES, sizeBytes);
+    const end = Math.min(nextBlock * BLOCK_SIZE_BYTES, sizeBytes);
     while (offset < end) {
       const last = group.at(-1);
       const gap = last === undefined ? 0 : offset - last.offset - last.lengthBytes;
@@ -159,19 +191,34 @@ function copyByBlock(
   }
 }
 
+/** Writes a range. Where that fails, each of its blocks on its own: one bad block must not take its neighbours with it. */
 function writeRange(fd: number, bytes: Uint8Array, offset: number, result: UpdateResult): void {
   try {
-    let done = 0;
-    while (done < bytes.byteLength) done += writeSync(fd, bytes, done, bytes.byteLength - done, offset + done);
+    writeWhole(fd, bytes, offset);
     result.writtenBytes += bytes.byteLength;
-    result.changedBlocks += Math.ceil(bytes.byteLength / BLOCK_SIZE_BYTES);
+    result.changedBlocks += blockCount(bytes.byteLength);
   } catch (error) {
-    fail(result, `write at ${offset}: ${messageOf(error)}`, Math.ceil(bytes.byteLength / BLOCK_SIZE_BYTES));
+    if (bytes.byteLength <= BLOCK_SIZE_BYTES) {
+      fail(result, `write at ${offset}: ${messageOf(error)}`);
+      return;
+    }
+    for (let at = 0; at < bytes.byteLength; at += BLOCK_SIZE_BYTES) {
+      writeRange(fd, bytes.subarray(at, at + BLOCK_SIZE_BYTES), offset + at, result);
+    }
   }
 }
 
-function fail(result: UpdateResult, message: string, blocks = 1): void {
-  result.errors += blocks;
+function writeWhole(fd: number, bytes: Uint8Array, offset: number): void {
+  let done = 0;
+  while (done < bytes.byteLength) {
+    const count = writeSync(fd, bytes, done, bytes.byteLength - done, offset + done);
+    if (count <= 0) throw new CowbirdError('EIO', `nothing was written at ${offset + done}`, { outcome: 'failed' });
+    done += count;
+  }
+}
+
+function fail(result: UpdateResult, message: string): void {
+  result.errors++;
   if (result.failures.length < FAILURES_KEPT) result.failures.push(message);
 }
 

@@ -4,6 +4,7 @@
  * Order: length of the header, magic, flags, version, lengths, position; then the index piece by piece, never in memory of
  * a size that the file asks for, and its count of entries against the header's.
  */
+import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import { CowFormatError } from './errors.js';
 import { BLOCK_SIZE_BYTES, blockCount, dataOffsetBytes, ENTRY_SIZE_BYTES, HEADER_SIZE_BYTES } from './geometry.js';
 import { type CowHeader, decodeHeader } from './header.js';
@@ -14,6 +15,32 @@ export interface PositionedReader {
   readonly lengthBytes: number;
   /** Reads up to the buffer's length; returns how many bytes came, 0 at the end. */
   read(buffer: Uint8Array, offset: number): number;
+}
+
+/**
+ * A regular file, read through the page cache: for files that no engine writes by address. `DirectReader` is for the others.
+ */
+export class PlainReader implements PositionedReader {
+  readonly lengthBytes: number;
+  readonly #fd: number;
+
+  constructor(path: string) {
+    this.#fd = openSync(path, 'r');
+    const stats = fstatSync(this.#fd);
+    if (!stats.isFile()) {
+      closeSync(this.#fd);
+      throw new TypeError(`${path} is no regular file: its length is not in its status`);
+    }
+    this.lengthBytes = stats.size;
+  }
+
+  read(buffer: Uint8Array, offset: number): number {
+    return readSync(this.#fd, buffer, 0, buffer.byteLength, offset);
+  }
+
+  close(): void {
+    closeSync(this.#fd);
+  }
 }
 
 export interface BlockRun {
@@ -30,7 +57,7 @@ export interface CowFile {
   entries(): Generator<{ firstBlock: number; entries: Uint32Array }, void, undefined>;
   /** Runs of changed blocks, ascending. Checks the count against the header when it comes to its end. */
   changedRuns(): Generator<BlockRun, void, undefined>;
-  /** The saved contents of a block; undefined where it is not saved. Snapshot mode only. */
+  /** The saved contents of a block; undefined where it is not saved. Only of a CLEAN file in snapshot mode. */
   readSaved(block: number): Uint8Array | undefined;
 }
 
@@ -142,9 +169,12 @@ function readSaved(
   blocks: number,
   block: number,
 ): Uint8Array | undefined {
+  // The index of a file in use is in memory: what the disk calls "not saved" may well be (I2).
+  if (!header.clean) throw new CowFormatError('ECOWFLAGS', 'flags', 'unclean', 'CLEAN: its index is not on the disk');
   if (header.indexOnly)
     throw new CowFormatError('ECOWFLAGS', 'mode', 'incremental', 'snapshot: an incremental file has no data');
-  if (block < 0 || block >= blocks) throw new RangeError(`Block ${block} is not in a volume of ${blocks} blocks`);
+  if (!Number.isSafeInteger(block) || block < 0 || block >= blocks)
+    throw new RangeError(`Block ${block} is not in a volume of ${blocks} blocks`);
   const at = HEADER_SIZE_BYTES + block * ENTRY_SIZE_BYTES;
   const [place = 0] = decodeEntries(readFully(reader, at, ENTRY_SIZE_BYTES, 'index'), bounds, block);
   if (place === 0) return undefined;

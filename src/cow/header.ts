@@ -68,8 +68,13 @@ export interface CowHeader {
   extension?: CowExtension;
 }
 
-/** The header page. Decoded again and compared by whoever writes it to a disk. */
+/**
+ * The header page. Decoded again and compared by whoever writes it to a disk.
+ *
+ * @throws {RangeError} for a uuid or fingerprint of another length, or a number that is no safe integer from 0.
+ */
 export function encodeHeader(header: CowHeader): Buffer {
+  requireLength('uuid', header.uuid, UUID_BYTES);
   const page = Buffer.alloc(HEADER_SIZE_BYTES);
   const flags =
     (header.clean ? FLAG_CLEAN : 0) +
@@ -77,12 +82,12 @@ export function encodeHeader(header: CowHeader): Buffer {
     (header.vmallocUpper ? FLAG_VMALLOC_UPPER : 0);
   page.writeUInt32LE(COW_MAGIC, AT.magic);
   page.writeUInt32LE(flags, AT.flags);
-  page.writeBigUInt64LE(BigInt(header.positionBlocks), AT.fpos);
-  page.writeBigUInt64LE(BigInt(header.fileSizeBytes), AT.fsize);
-  page.writeBigUInt64LE(BigInt(header.sequenceId), AT.seqid);
-  page.set(header.uuid.subarray(0, UUID_BYTES), AT.uuid);
+  page.writeBigUInt64LE(wholeNumber('positionBlocks', header.positionBlocks), AT.fpos);
+  page.writeBigUInt64LE(wholeNumber('fileSizeBytes', header.fileSizeBytes), AT.fsize);
+  page.writeBigUInt64LE(wholeNumber('sequenceId', header.sequenceId), AT.seqid);
+  page.set(header.uuid, AT.uuid);
   page.writeBigUInt64LE(BigInt(header.version), AT.version);
-  page.writeBigUInt64LE(BigInt(header.changedBlocks), AT.changed);
+  page.writeBigUInt64LE(wholeNumber('changedBlocks', header.changedBlocks), AT.changed);
   if (header.extension !== undefined) encodeExtension(page, header.extension);
   return page;
 }
@@ -129,11 +134,24 @@ function safeNumber(
   return Number(value);
 }
 
+function requireLength(field: string, bytes: Uint8Array, lengthBytes: number): void {
+  if (bytes.byteLength !== lengthBytes) {
+    throw new RangeError(`${field} has ${bytes.byteLength} bytes, ${lengthBytes} are its place in the header`);
+  }
+}
+
+function wholeNumber(field: string, value: number): bigint {
+  if (!Number.isSafeInteger(value) || value < 0)
+    throw new RangeError(`${field} is ${value}, no whole number below 2^53`);
+  return BigInt(value);
+}
+
 function encodeExtension(page: Buffer, extension: CowExtension): void {
+  requireLength('fingerprint', extension.fingerprint, FINGERPRINT_BYTES);
   page.writeUInt32LE(EXTENSION.magic, EXTENSION.start);
   page.writeUInt32LE(EXTENSION.end - EXTENSION.start, EXTENSION.start + 4);
-  page.set(extension.fingerprint.subarray(0, FINGERPRINT_BYTES), EXTENSION.fingerprint);
-  page.writeBigUInt64LE(BigInt(extension.volumeSizeBytes), EXTENSION.size);
+  page.set(extension.fingerprint, EXTENSION.fingerprint);
+  page.writeBigUInt64LE(wholeNumber('volumeSizeBytes', extension.volumeSizeBytes), EXTENSION.size);
   page.writeUInt32LE(crc32(page.subarray(EXTENSION.start, EXTENSION.crc)), EXTENSION.crc);
 }
 

@@ -30,11 +30,14 @@ export function encodeEntries(
 /**
  * Decodes the entries of a piece of the index whose first entry is that of block `firstBlock`.
  *
- * @throws {CowFormatError} ECOWENTRY for a value that cannot be.
+ * @throws {CowFormatError} ECOWENTRY for a value that cannot be, ECOWTRUNCATED for a piece that ends inside an entry.
  */
 export function decodeEntries(bytes: Uint8Array, bounds: EntryBounds, firstBlock = 0): Uint32Array {
+  if (bytes.byteLength % ENTRY_SIZE_BYTES !== 0) {
+    throw new CowFormatError('ECOWTRUNCATED', 'index piece', bytes.byteLength, 'whole entries of 8 bytes');
+  }
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  const entries = new Uint32Array(Math.floor(bytes.byteLength / ENTRY_SIZE_BYTES));
+  const entries = new Uint32Array(bytes.byteLength / ENTRY_SIZE_BYTES);
   for (let i = 0; i < entries.length; i++) {
     const low = view.getUint32(i * ENTRY_SIZE_BYTES, true);
     const high = view.getUint32(i * ENTRY_SIZE_BYTES + 4, true);
@@ -59,10 +62,22 @@ export function decodeEntries(bytes: Uint8Array, bounds: EntryBounds, firstBlock
   return entries;
 }
 
-/** Encodes a 1 for every set bit of blocks `[firstBlock, firstBlock + count)` into `out`, which is zeroed. */
+/**
+ * Encodes blocks `[firstBlock, firstBlock + count)` into `out`: 1 for every set bit, 0 for the others.
+ *
+ * @throws {RangeError} for blocks that the bitmap does not have: they are not "unchanged" (I3).
+ */
 export function encodeEntriesFromBitmap(bitmap: Int32Array, firstBlock: number, count: number, out: Buffer): Buffer {
+  if (firstBlock < 0 || firstBlock + count > bitmap.length * 32) {
+    throw new RangeError(`Blocks ${firstBlock} to ${firstBlock + count} are not in a map of ${bitmap.length * 32}`);
+  }
+  if (count * ENTRY_SIZE_BYTES > out.byteLength) {
+    throw new RangeError(`${count} entries do not fit in ${out.byteLength} bytes`);
+  }
+  out.fill(0, 0, count * ENTRY_SIZE_BYTES);
   for (let i = 0; i < count; i++) {
     const block = firstBlock + i;
+    // Block numbers stay below 2^32, so these operators do not cut them.
     const word = bitmap[block >>> 5] ?? 0;
     if ((word & (1 << (block & 31))) !== 0) out.writeUInt32LE(1, i * ENTRY_SIZE_BYTES);
   }

@@ -44,7 +44,7 @@ export async function makeClean(context: EngineContext, target: Tracked): Promis
         if (memory.get(Word.HEADER_STATE) !== HeaderState.CLEANING || memory.get(Word.FAILED) !== 0) return false;
         const header = headerFor(volume, snapshot, {
           clean: true,
-          changedBlocks: memory.get(Word.CHANGED),
+          changedBlocks: memory.get(Word.CHANGED) >>> 0,
           fingerprint,
         });
         // The series is saved first: without the header it is only a promise, the header without it is of no use.

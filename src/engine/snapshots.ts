@@ -259,7 +259,7 @@ export async function transitionToSnapshot(
         // Blocks that enter the new store, and all that the old one had, read differently from now on.
         markStoreBlocks(volume, store.config, 0);
         markStoreBlocks(volume, old.store, 0);
-        closedCount = volume.memory.get(Word.CHANGED);
+        closedCount = volume.memory.get(Word.CHANGED) >>> 0;
         volume.memory.set(Word.MAP, closedMap === 0 ? 1 : 0);
         switchToSnapshot(volume, snapshot, store);
         volume.record.snapshot = snapshot;
