@@ -1,5 +1,6 @@
 /** Program of the engine's process: takes the operations from the keeper, checks them once more, hands them to the engine. */
 import * as v from 'valibot';
+import { requestIds } from '../engine/context.js';
 import { Engine } from '../engine/engine.js';
 import type { EngineStart } from '../engine/keeper.js';
 import { KeeperLink } from '../engine/keeper-link.js';
@@ -33,7 +34,8 @@ const dispatch: Dispatch = {
   daemonStop: (engine, params) => engine.stop(params.force === true),
 };
 
-const Request = v.object({ operation: v.string(), params: v.unknown() });
+const Request = v.object({ requestId: v.number(), operation: v.string(), params: v.unknown() });
+const OutcomeRequest = v.object({ requestId: v.number() });
 
 async function execute<N extends EngineOperation>(
   engine: Engine,
@@ -57,9 +59,11 @@ const link: KeeperLink = new KeeperLink(parentChannel(), async (call, params): P
     return engine.start(start.volumes);
   }
   assert(engine !== undefined, 'the engine was started first');
-  const { operation, params: operationParams } = v.parse(Request, params);
+  const running = engine;
+  if (call === 'outcome') return running.outcomeOf(v.parse(OutcomeRequest, params).requestId);
+  const { requestId, operation, params: operationParams } = v.parse(Request, params);
   if (!isEngineOperation(operation)) throw new CowbirdError('ENOSYS', `The engine has no operation ${operation}`);
-  return execute(engine, operation, operationParams);
+  return requestIds.run(requestId, () => execute(running, operation, operationParams));
 });
 
 // The keeper's end is ours: without it nobody answers for the descriptors.

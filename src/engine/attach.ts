@@ -12,10 +12,12 @@ import * as v from 'valibot';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { MAX_WORKERS } from '../tracer/layout.js';
-import { type EngineContext, refuseForeignLink, undoing, withHelper } from './context.js';
-import { closeDevice, openDevice } from './devices.js';
+import { currentRequestId, type EngineContext, refuseForeignLink, undoing, withHelper } from './context.js';
+import { closeDevice, isWhole, openDevice, restoreLinks } from './devices.js';
+import { failPoint } from './fail-points.js';
 import { findVolume, mountsOn, refuseInUse, refuseOwnFiles, refuseSecondUse } from './lookup.js';
 import type { SavedVolume, VolumeRecord } from './records.js';
+import { saveRecord } from './tracking.js';
 import type { VolumeInfo } from './types.js';
 import { Volume } from './volume.js';
 
@@ -54,7 +56,8 @@ export async function attachVolume(
     undo.add('close the duplicates', () => [fds.origin, fds.memory].forEach(libc.close));
     const id = `volume-${name}`;
     const device = { id, fuseFd: -1, target: '', node: '', links: [link] };
-    const record: VolumeRecord = { id, name, origin, raw, opened, workers, device, snapshot: null };
+    const idle = { snapshot: null, pending: null, detaching: null };
+    const record: VolumeRecord = { id, name, origin, raw, opened, workers, device, ...idle };
     const volume = new Volume(record, fds, context.pool, () => onAttention(id));
     volume.announce();
     undo.add('forget the volume', () => context.pool.removeVolume(id));
@@ -70,9 +73,15 @@ export async function attachVolume(
       },
     });
     record.device = up.record;
-    await keeper.call('putVolume', { volume: record });
     context.volumes.set(id, volume);
+    undo.add('forget that it is attached', () => {
+      context.volumes.delete(id);
+      saveAttached(context);
+    });
     saveAttached(context);
+    failPoint('attached');
+    const result = { ...describeVolume(volume) };
+    await keeper.call('putVolume', { volume: record, done: { requestId: currentRequestId(), result } });
     return volume;
   });
 }
@@ -147,22 +156,40 @@ export async function detachVolume(context: EngineContext, reference: string): P
       throw error;
     },
   );
-  await removeVolume(context, volume);
-  saveAttached(context);
+  await removeVolume(context, volume, true);
 }
 
-/** Takes a volume down, wholly. */
-export async function removeVolume(context: EngineContext, volume: Volume): Promise<void> {
+/**
+ * Takes a volume down, wholly. `forget`: it is not attached again at the next start. Told to the keeper first, so that a new
+ * engine goes on with it; an error leaves the volume attached.
+ */
+export async function removeVolume(context: EngineContext, volume: Volume, forget: boolean): Promise<void> {
   const { record, fds } = volume;
-  await closeDevice(context, record.device, fds.fuse);
+  // A new engine that goes on with it keeps the number of the call.
+  const detaching = record.detaching ?? { requestId: currentRequestId(), forget };
+  const { requestId } = detaching;
+  record.detaching = detaching;
+  await saveRecord(context, volume);
+  failPoint('detaching');
+  try {
+    await closeDevice(context, record.device, fds.fuse);
+  } catch (error) {
+    record.detaching = null;
+    if (isWhole(record.device)) restoreLinks(record.device);
+    await saveRecord(context, volume);
+    throw error;
+  }
   await context.pool.removeVolume(record.id);
   context.volumes.delete(record.id);
   // The mapping stays where it is, empty: a view that somebody still has must never touch unmapped memory.
   libc.fallocate(fds.memory, libc.FALLOC_FL_PUNCH_HOLE + libc.FALLOC_FL_KEEP_SIZE, 0, volume.memory.sizes.totalBytes);
   libc.close(fds.origin);
   libc.close(fds.memory);
-  await context.keeper.call('closeFds', { fds: [record.opened.originFd, record.opened.memoryFd] });
-  await context.keeper.call('dropVolume', { id: record.id });
+  if (forget) saveAttached(context);
+  const { opened, device } = record;
+  const done = forget ? { requestId, result: {} } : null;
+  await context.keeper.call('dropVolume', { id: record.id, done });
+  await context.keeper.call('closeFds', { fds: [opened.originFd, opened.memoryFd, device.fuseFd] });
 }
 
 const SavedVolumes = v.array(

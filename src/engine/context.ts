@@ -1,10 +1,8 @@
 /** What the operations share: the volumes, the keeper, the pool, one lock for everything that changes. */
+import { AsyncLocalStorage } from 'node:async_hooks';
 import { lstatSync, mkdirSync, readlinkSync, renameSync, rmSync, symlinkSync, unlinkSync } from 'node:fs';
 import { dirname } from 'node:path';
-import type { IoBuffer } from '../block/device.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
-import * as libc from '../sys/libc.js';
-import { performIo, type Steps } from '../tracer/steps.js';
 import type { Pool } from './pool.js';
 import type { HelperSession, Keeper } from './services.js';
 import { isDeadLink } from './stale.js';
@@ -24,6 +22,14 @@ export interface EngineContext {
   readonly pool: Pool;
   readonly volumes: Map<string, Volume>;
   emit(event: EventInput): void;
+}
+
+/** The call from outside that the present asynchronous context serves. */
+export const requestIds = new AsyncLocalStorage<number>();
+
+/** Its number, by which the keeper knows it; 0 for what the engine does by itself. */
+export function currentRequestId(): number {
+  return requestIds.getStore() ?? 0;
 }
 
 /** Steps of an operation that failed are undone in reverse; what cannot be undone is reported, and the rest goes on. */
@@ -84,44 +90,6 @@ export async function withHelper<T>(
   } finally {
     await helper.end();
   }
-}
-
-const SCRATCH_BYTES = 1_048_576;
-const freeScratch: IoBuffer[] = [];
-
-/** Locked, aligned memory of 1 MiB for the length of an action; kept for the next one. */
-export async function withScratch<T>(action: (buffer: IoBuffer) => Promise<T> | T): Promise<T> {
-  let buffer = freeScratch.pop();
-  if (buffer === undefined) {
-    const mapping = libc.mapLocked(SCRATCH_BYTES);
-    buffer = { bytes: new Uint8Array(mapping.bytes), address: mapping.address };
-  }
-  try {
-    return await action(buffer);
-  } finally {
-    freeScratch.push(buffer);
-  }
-}
-
-const STEPS_PER_TURN = 8;
-
-/** Runs steps in the control thread, which answers others in between. */
-export async function runStepsAsync<T>(steps: Steps<T>): Promise<T> {
-  let next = steps.next();
-  let count = 0;
-  while (next.done !== true) {
-    const step = next.value;
-    try {
-      if (step.kind === 'wait') await new Promise((resolve) => setTimeout(resolve, 1));
-      else performIo(step);
-    } catch (error) {
-      next = steps.throw(error);
-      continue;
-    }
-    if (++count % STEPS_PER_TURN === 0) await new Promise((resolve) => setImmediate(resolve));
-    next = steps.next();
-  }
-  return next.value;
 }
 
 /** Makes a link under /dev. A name that is not ours is never replaced; a dead one of ours is. */

@@ -6,11 +6,12 @@
  */
 import { statSync } from 'node:fs';
 import { join } from 'node:path';
-import { isBoundLoop } from '../sys/blkdev.js';
+import { boundLoops, isBoundLoop } from '../sys/blkdev.js';
 import { CowbirdError } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
-import { type Opener, openersOf } from '../sys/mounts.js';
+import { type Opener, openersOf, ownMounts } from '../sys/mounts.js';
 import { type EngineContext, makeLink, removeLink, type Undo, withHelper } from './context.js';
+import { failPoint } from './fail-points.js';
 import type { DeviceRecord } from './records.js';
 import { HELPER_FD_FIRST } from './services.js';
 
@@ -43,6 +44,7 @@ export async function openDevice(
   const record: DeviceRecord = { id: options.id, fuseFd, target, node: '', links: options.links };
   await withHelper(context, [fuseFd], async (helper) => {
     await helper.call('mountFuse', { target, fuseFd: HELPER_FD_FIRST });
+    failPoint('fuse-mounted');
     undo.add('unmount the FUSE file', () =>
       withHelper(context, [], (other) => other.call('umount', { target, lazy: true })),
     );
@@ -55,6 +57,7 @@ export async function openDevice(
       logicalSectorBytes: options.logicalSectorBytes,
     });
     record.node = node;
+    failPoint('loop-bound');
     undo.add('release the loop device', () => releaseNode(context, node));
   });
   for (const link of options.links) {
@@ -64,14 +67,38 @@ export async function openDevice(
   return { record, fd };
 }
 
-/** Takes a device down. Its openers must be gone. */
+/**
+ * Takes a device down; what is down already is passed over. Its openers must be gone. The keeper's descriptor stays: it is
+ * closed when no record names it any more.
+ */
 export async function closeDevice(context: EngineContext, device: DeviceRecord, fd: number): Promise<void> {
   for (const link of device.links) removeLink(link, device.node);
-  await releaseNode(context, device.node);
-  await withHelper(context, [], (helper) => helper.call('umount', { target: device.target, lazy: false }));
+  failPoint('links-removed');
+  if (isBoundTo(device)) await releaseNode(context, device.node);
+  failPoint('loop-released');
+  if (isMounted(device))
+    await withHelper(context, [], (helper) => helper.call('umount', { target: device.target, lazy: false }));
+  failPoint('fuse-unmounted');
   await context.pool.removeSession(device.id);
   libc.close(fd);
-  await context.keeper.call('closeFds', { fds: [device.fuseFd] });
+}
+
+function isMounted(device: DeviceRecord): boolean {
+  return ownMounts().some((entry) => entry.mountPoint === device.target);
+}
+
+function isBoundTo(device: DeviceRecord): boolean {
+  return boundLoops().some(({ node, backingFile }) => node === device.node && backingFile === device.target);
+}
+
+/** Whether all of a device is up but, possibly, its links. */
+export function isWhole(device: DeviceRecord): boolean {
+  return isMounted(device) && isBoundTo(device);
+}
+
+/** Makes the links that are missing. */
+export function restoreLinks(device: DeviceRecord): void {
+  for (const link of device.links) makeLink(link, device.node);
 }
 
 /** Takes a device that is still in use out of sight: it gives errors from then on, and ends with its last user. */

@@ -1,50 +1,34 @@
 /**
  * The engine: every operation on volumes and snapshots, one at a time, over the pool of workers.
  *
- * It starts from what the keeper remembers: nothing on the first start, everything after a crash or an upgrade. Going on:
- * descriptors duplicated from the keeper, what dead workers had in hand forgotten, stores configured, and only then the
- * kernel asked to send the unanswered requests again.
+ * It starts from what the keeper remembers: nothing on the first start, everything after a crash or an upgrade.
  */
 import { rmSync } from 'node:fs';
-import { encodeResend } from '../frontend/fuse/wire.js';
-import { CowbirdError, errnoOfError, messageOf, SystemError } from '../sys/errors.js';
-import * as libc from '../sys/libc.js';
-import { Mode, Word } from '../tracer/layout.js';
+import { CowbirdError, errnoOfError, messageOf } from '../sys/errors.js';
+import { Word } from '../tracer/layout.js';
 import { type AttachParams, attachVolume, describeVolume, detachVolume, loadAttached, removeVolume } from './attach.js';
 import { makeClean } from './cleaning.js';
 import { type EngineContext, type EnginePaths, Mutex } from './context.js';
 import { abandonDevice } from './devices.js';
+import { takeFailPoint } from './fail-points.js';
 import { expandCowFile, growWhereLow, reconfigureAutoExpand } from './grow.js';
 import { mountsOn, refuseInUse } from './lookup.js';
+import type { Outcome } from './pending.js';
 import { Pool } from './pool.js';
 import type { VolumeRecord } from './records.js';
 import { type ReloadParams, reload } from './reload.js';
+import { serveAgain, settleAll } from './resume.js';
 import type { Keeper } from './services.js';
-import {
-  destroy,
-  type SetupParams,
-  setupSnapshot,
-  type ToSnapshotParams,
-  transitionToIncremental,
-  transitionToSnapshot,
-} from './snapshots.js';
+import { type SetupParams, setupSnapshot } from './setup.js';
 import { changesReport, StatusFile, statusDocument } from './status.js';
-import {
-  closeSnapshotDevice,
-  DEFAULT_CACHE_BYTES,
-  headerFor,
-  requireTransition,
-  saveRecord,
-  storeDeviceOf,
-  tracked,
-} from './tracking.js';
+import { closeSnapshotDevice, DEFAULT_CACHE_BYTES, requireTransition, saveRecord, tracked } from './tracking.js';
+import { destroy, type ToSnapshotParams, transitionToIncremental, transitionToSnapshot } from './transitions.js';
 import type { ChangesReport, StatusDocument, VolumeInfo } from './types.js';
-import { Volume } from './volume.js';
+import type { Volume } from './volume.js';
 import { Watch } from './watch.js';
 
 const WATCH_MS = 200;
 const LAST_MINOR = 255;
-const EUCLEAN = 117;
 /** How long `info` waits for a look at the mounts that is under way. */
 const LOOK_MS_MAX = 1_000;
 
@@ -53,6 +37,7 @@ export class Engine {
   readonly #mutex = new Mutex();
   readonly #watch: Watch;
   readonly #statusFile: StatusFile;
+  #outcomes = new Map<number, Outcome>();
   #attention = false;
   #stopped = false;
 
@@ -84,85 +69,32 @@ export class Engine {
     this.#statusFile = new StatusFile(this.#context);
   }
 
-  /** Goes on with the volumes of the records, or attaches what was attached before the last end. */
+  /**
+   * Goes on with the volumes of the records, or attaches what was attached before the last end. Resolves when they are
+   * served; what was cut off is settled under the lock, before the first operation.
+   */
   async start(records: VolumeRecord[]): Promise<null> {
-    if (records.length > 0) await this.#resume(records);
-    else await this.#attachSaved();
-    this.#statusFile.update();
+    if (records.length > 0) {
+      const switched = await serveAgain(this.#context, records, () => this.#wakeWatch());
+      this.#mutex
+        .run(async () => {
+          this.#outcomes = await settleAll(this.#context, switched);
+          this.#statusFile.update();
+        })
+        .catch((error: unknown) =>
+          this.#context.emit({ event: 'settle.failed', level: 'error', message: messageOf(error) }),
+        );
+    } else {
+      await this.#attachSaved();
+      this.#statusFile.update();
+    }
     this.#watchForEver();
     return null;
   }
 
-  async #resume(records: VolumeRecord[]): Promise<void> {
-    const { keeper, pool, volumes } = this.#context;
-    await pool.grow(Math.max(...records.map((record) => record.workers)));
-    const fuseFds: number[] = [];
-    for (const record of records) {
-      const duplicate = (fd: number): number => libc.duplicateFrom(keeper.pid, fd);
-      const fds = {
-        origin: duplicate(record.opened.originFd),
-        fuse: duplicate(record.device.fuseFd),
-        memory: duplicate(record.opened.memoryFd),
-      };
-      const volume = new Volume(record, fds, pool, () => this.#wakeWatch());
-      volume.clearInFlight();
-      volumes.set(record.id, volume);
-      volume.announce();
-      this.#requireAgreement(volume);
-      const { snapshot } = record;
-      if (snapshot !== null && snapshot.storeFd !== null) volume.storeFd = duplicate(snapshot.storeFd);
-      if (snapshot !== null && snapshot.store.placeCount > 0) {
-        const dirtyHeader = headerFor(volume, snapshot, { clean: false, changedBlocks: 0 });
-        volume.setStore(
-          { config: snapshot.store, dirtyHeader },
-          storeDeviceOf(volume.storeFd, snapshot.store.placeCount),
-        );
-      }
-      // The store first: the first request may need it.
-      volume.serve();
-      fuseFds.push(fds.fuse);
-      if (snapshot === null || snapshot.device === null) continue;
-      volume.snapshotFuseFd = duplicate(snapshot.device.fuseFd);
-      fuseFds.push(volume.snapshotFuseFd);
-      pool.addSession({
-        id: snapshot.device.id,
-        volumeId: record.id,
-        kind: 'snapshot',
-        fd: volume.snapshotFuseFd,
-        concurrency: record.workers,
-      });
-    }
-    for (const fd of fuseFds) this.#askAgain(fd);
-  }
-
-  /**
-   * The switch of an operation changes memory, and its record is kept a moment later. An engine that died in between leaves
-   * the two apart, and then nobody knows which map belongs to which sequence: the series says so instead of going on.
-   */
-  #requireAgreement(volume: Volume): void {
-    const { memory, record } = volume;
-    const { snapshot } = record;
-    const mode = memory.get(Word.MODE);
-    if (snapshot === null) {
-      memory.set(Word.MODE, Mode.PASSTHROUGH);
-      return;
-    }
-    const expected = snapshot.mode === 'snapshot' ? Mode.SNAPSHOT : Mode.INCREMENTAL;
-    if (mode === expected || snapshot.unverified) return;
-    snapshot.unverified = true;
-    snapshot.failure =
-      'the engine died in the middle of a transition: begin a new series, and compare contents for its first backup';
-    volume.tracer.fail(EUCLEAN);
-  }
-
-  #askAgain(fd: number): void {
-    const message = encodeResend();
-    const memory = libc.mapLocked(4096);
-    new Uint8Array(memory.bytes).set(message);
-    if (libc.fast.write(fd, memory.address, message.byteLength) < 0) {
-      const error = new SystemError('FUSE_NOTIFY_RESEND', libc.lastErrno());
-      this.#context.emit({ event: 'resend.failed', level: 'error', message: error.message, errno: error.errno });
-    }
+  /** What became of an operation that the end of the engine before cut off: waits until all of those are settled. */
+  outcomeOf(requestId: number): Promise<Outcome> {
+    return this.#mutex.run(async () => this.#outcomes.get(requestId) ?? { kind: 'undone' });
   }
 
   async #attachSaved(): Promise<void> {
@@ -184,6 +116,8 @@ export class Engine {
   #watchForEver(): void {
     const turn = async (): Promise<void> => {
       this.#attention = false;
+      const point = takeFailPoint(this.#context.paths.runDir);
+      if (point !== undefined) this.#context.pool.armFailPoint(point);
       try {
         await this.#mutex.run(async () => {
           if (this.#stopped) return;
@@ -328,7 +262,13 @@ export class Engine {
         }
       }
       this.#stopped = true;
-      for (const volume of volumes) await this.#stopVolume(volume, force);
+      try {
+        for (const volume of volumes) await this.#stopVolume(volume, force);
+      } catch (error) {
+        this.#stopped = false;
+        this.#watchForEver();
+        throw error;
+      }
       rmSync(this.#context.paths.info, { force: true });
     });
     return {};
@@ -341,7 +281,7 @@ export class Engine {
         await closeSnapshotDevice(this.#context, { volume, snapshot });
         if (snapshot.file.path !== '' && volume.memory.get(Word.FAILED) === 0) await this.#cleanForStop(volume);
       }
-      await removeVolume(this.#context, volume);
+      await removeVolume(this.#context, volume, false);
     } catch (error) {
       if (!force) throw error;
       await abandonDevice(this.#context, volume.record.device);

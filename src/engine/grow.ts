@@ -12,12 +12,15 @@ import { dataOffsetBytes } from '../cow/geometry.js';
 import { CowbirdError, messageOf } from '../sys/errors.js';
 import { BLOCK_BYTES, Word } from '../tracer/layout.js';
 import type { SlotRun, StoreConfig, StoreExtent } from '../tracer/store-map.js';
-import { isZero } from '../tracer/tracer.js';
-import { type EngineContext, withHelper, withScratch } from './context.js';
+import { isZero } from '../tracer/zeros.js';
+import { withScratch } from './async-steps.js';
+import { type EngineContext, undoing, withHelper } from './context.js';
+import { failPoint } from './fail-points.js';
+import { announce, describeSwitch, finish, performSwitch, undoByTruncating } from './pending.js';
 import type { SnapshotRecord } from './records.js';
 import type { HelperSession } from './services.js';
 import { locateAndProve } from './store-setup.js';
-import { headerFor, requireTransition, saveRecord, storeDeviceOf, type Tracked, tracked } from './tracking.js';
+import { requireTransition, saveRecord, type Tracked, tracked } from './tracking.js';
 import type { Volume } from './volume.js';
 
 const GROW_TIMEOUT_MS = 60_000;
@@ -79,28 +82,31 @@ async function grow(context: EngineContext, target: Tracked, bytes: number, rese
   const { volume, snapshot } = target;
   const fromBytes = snapshot.storeBytes;
   const toBytes = fromBytes + bytes;
-  const immutable = snapshot.store.kind === 'origin';
-  await withHelper(context, [], async (helper) => {
-    await helper.call(
-      'growStore',
-      { file: snapshot.file, fromBytes, toBytes, reservedBytes, immutable },
-      GROW_TIMEOUT_MS,
-    );
-    try {
+  const { file, store } = snapshot;
+  const immutable = store.kind === 'origin';
+  await undoing(context, (undo) =>
+    withHelper(context, [], async (helper) => {
+      const back = undoByTruncating(file, snapshot);
+      await announce(context, undo, volume, back);
+      await helper.call('growStore', { file, fromBytes, toBytes, reservedBytes, immutable }, GROW_TIMEOUT_MS);
+      undo.add('cut the COW file to its old length', () =>
+        withHelper(context, [], (other) => other.call('truncateStore', { file, lengthBytes: fromBytes, immutable })),
+      );
+      failPoint('store-grown');
       const extents = await extentsAfter(helper, target, toBytes);
       const placeCount = Math.floor(toBytes / BLOCK_BYTES);
-      const gained: Gained =
-        snapshot.store.kind === 'origin'
-          ? await keepInPlace(volume, snapshot.store, extents)
-          : { runs: [runAfter(snapshot.store, placeCount)], keptBlocks: [] };
-      const slots = [...snapshot.store.slots, ...gained.runs.filter((run) => run.count > 0)];
-      const config: StoreConfig = { kind: snapshot.store.kind, extents, slots, placeCount };
-      await takeIntoUse(context, target, config, toBytes, gained.keptBlocks);
-    } catch (error) {
-      await helper.call('truncateStore', { file: snapshot.file, lengthBytes: fromBytes, immutable });
-      throw error;
-    }
-  });
+      const gained = immutable ? await keepInPlace(volume, store, extents) : [runAfter(store, placeCount)];
+      const slots = [...store.slots, ...gained.filter((run) => run.count > 0)];
+      const config: StoreConfig = { kind: store.kind, extents, slots, placeCount };
+      const next: SnapshotRecord = { ...snapshot, store: config, storeBytes: toBytes };
+      await describeSwitch(context, volume, { kind: 'grow', before: store, store: config }, next);
+      await volume.whilePaused(() => {
+        performSwitch(volume, volume.storeFd);
+        undo.clear();
+      });
+    }),
+  );
+  await finish(context, volume);
   context.emit({
     event: 'store.grown',
     level: 'info',
@@ -132,20 +138,13 @@ function runAfter(store: StoreConfig, placeCount: number): SlotRun {
   return { place: store.placeCount, count: placeCount - store.placeCount };
 }
 
-interface Gained {
-  /** Places that are free for use. */
-  runs: SlotRun[];
-  /** Blocks whose entry names their own place: marked when the new configuration is in force, not before. */
-  keptBlocks: number[];
-}
-
 /**
  * Goes through the new blocks. They belong to the file already, so nobody writes them; what the nonces overwrote was saved
- * like any other write. Returns the runs of places that are free for use.
+ * like any other write. Returns the runs of places that are free for use. The entry of each other block names its own
+ * place; its bit is set when the new configuration is in force, not before.
  */
-async function keepInPlace(volume: Volume, before: StoreConfig, extents: readonly StoreExtent[]): Promise<Gained> {
+async function keepInPlace(volume: Volume, before: StoreConfig, extents: readonly StoreExtent[]): Promise<SlotRun[]> {
   const runs: SlotRun[] = [];
-  const keptBlocks: number[] = [];
   const { memory } = volume;
   await withScratch(async (buffer) => {
     const perRead = buffer.bytes.byteLength / BLOCK_BYTES;
@@ -158,41 +157,20 @@ async function keepInPlace(volume: Volume, before: StoreConfig, extents: readonl
           const block = extent.block + at + i;
           const place = extent.place + at + i;
           const start = i * BLOCK_BYTES;
-          if (!memory.isMarked(block) && !isZero(buffer.bytes, start, start + BLOCK_BYTES)) {
+          if (!memory.isMarked(block) && !isZero(buffer.bytes, start, start + BLOCK_BYTES))
             memory.setEntry(block, place);
-            keptBlocks.push(block);
-          } else {
-            addPlace(runs, place);
-          }
+          else addPlace(runs, place);
         }
         at += count;
         await new Promise((resolve) => setImmediate(resolve));
       }
     }
   });
-  return { runs, keptBlocks };
+  return runs;
 }
 
 function addPlace(runs: SlotRun[], place: number): void {
   const last = runs.at(-1);
   if (last !== undefined && last.place + last.count === place) last.count++;
   else runs.push({ place, count: 1 });
-}
-
-async function takeIntoUse(
-  context: EngineContext,
-  { volume, snapshot }: Tracked,
-  config: StoreConfig,
-  storeBytes: number,
-  keptBlocks: readonly number[],
-): Promise<void> {
-  const next: SnapshotRecord = { ...snapshot, store: config, storeBytes };
-  await volume.whilePaused(() => {
-    const dirtyHeader = headerFor(volume, next, { clean: false, changedBlocks: 0 });
-    volume.setStore({ config, dirtyHeader }, storeDeviceOf(volume.storeFd, config.placeCount));
-    for (const block of keptBlocks) volume.memory.mark(block, block);
-    volume.memory.set(Word.SLOT_COUNT, config.slots.reduce((sum, run) => sum + run.count, 0) | 0);
-    volume.record.snapshot = next;
-  });
-  await saveRecord(context, volume);
 }

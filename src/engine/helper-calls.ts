@@ -42,6 +42,10 @@ export interface HelperCalls {
     };
     result: CreatedStore;
   };
+  /** The created file is somebody's now: until then it is removed when this helper's parent goes. */
+  keepStore: { params: { file: StoreFile }; result: null };
+  /** Whether that very file is still there. */
+  isStore: { params: { file: StoreFile }; result: { present: boolean } };
   extents: { params: { file: StoreFile; sizeBytes: number }; result: { extents: FileExtent[] } };
   /** Writes 4096 random bytes at each offset and makes them durable; `nonces` are hex digests of them. */
   writeNonces: { params: { file: StoreFile; offsets: number[] }; result: { nonces: string[] } };
@@ -70,9 +74,15 @@ export interface HelperCalls {
   };
   dropCache: { params: { file: StoreFile }; result: null };
   /** Opens and syncs the mounts, so that the freeze itself is short. */
-  prepareFreeze: { params: { mountPoints: string[] }; result: null };
+  prepareFreeze: {
+    /** `gates`: memory of the volumes concerned, inherited; opened before a thaw that nobody asked for. */
+    params: { mountPoints: string[]; gates: Array<{ memoryFd: number }> };
+    result: null;
+  };
   freeze: { params: Record<string, never>; result: { frozenByOthers: boolean } };
   thaw: { params: Record<string, never>; result: null };
+  /** Thaws what a helper that died had frozen. What is not frozen any more is passed over. */
+  thawAfterDeath: { params: { mountPoints: string[] }; result: null };
 }
 
 export type HelperCall = keyof HelperCalls;

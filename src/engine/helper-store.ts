@@ -55,12 +55,39 @@ export function createStore(params: Params<'createStore'>): CreatedStore {
       );
     }
     syncDirectory(path);
-    return { ...place, path: realpathSync(path), dev: stats.dev, ino: stats.ino, sizeBytes, immutable: false };
+    const created = { path: realpathSync(path), dev: stats.dev, ino: stats.ino };
+    notKept.push(created);
+    return { ...place, ...created, sizeBytes, immutable: false };
   } catch (error) {
     unlinkSync(path);
     throw asRefusal(error, `COW file ${path} of ${sizeBytes} bytes`);
   } finally {
     closeSync(fd);
+  }
+}
+
+/** Created, and in nobody's hands but ours: an engine that dies before it has told the keeper would leave them behind. */
+const notKept: StoreFile[] = [];
+
+/** Somebody else sees to the file from now on. */
+export function keepStore({ file }: Params<'keepStore'>): null {
+  const at = notKept.findIndex(({ ino }) => ino === file.ino);
+  if (at >= 0) notKept.splice(at, 1);
+  return null;
+}
+
+/** Removes what was created and not kept, when the parent has gone. */
+export function removeNotKept(): void {
+  for (const file of notKept.splice(0)) if (isStore({ file }).present) unlinkStore({ file });
+}
+
+export function isStore({ file }: Params<'isStore'>): { present: boolean } {
+  try {
+    const stats = lstatSync(file.path);
+    return { present: stats.isFile() && stats.ino === file.ino };
+  } catch (error) {
+    if (errnoOfError(error) === 2) return { present: false };
+    throw error;
   }
 }
 

@@ -5,14 +5,15 @@
  * engine nor keeper makes them. A helper may hang. It runs one call at a time, and thaws what it froze when its parent goes
  * away or `thaw` does not come in time, whatever else happens.
  */
-import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, rmdirSync, statSync, writeFileSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, rmdirSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { bindLoop, releaseLoop, setMaxRequestKib } from '../sys/blkdev.js';
-import { CowbirdError, errnoOfError } from '../sys/errors.js';
-import { freeze, setImmutable, thaw } from '../sys/fsfile.js';
+import { CowbirdError } from '../sys/errors.js';
+import { setImmutable } from '../sys/fsfile.js';
 import * as libc from '../sys/libc.js';
 import type { HelperCall, HelperCalls } from './helper-calls.js';
+import { endFreeze, freezePrepared, frozenCount, prepareFreeze, thawAfterDeath, thawAll } from './helper-freeze.js';
 import {
   closeStore,
   createStore,
@@ -20,7 +21,10 @@ import {
   eraseNonces,
   extentsOf,
   growStore,
+  isStore,
+  keepStore,
   makeImmutable,
+  removeNotKept,
   truncateStore,
   unlinkStore,
   writeNonces,
@@ -31,15 +35,8 @@ const MAX_REQUEST_KIB = 1024;
 const MS_NOSUID_NODEV = 6;
 const MS_NOATIME = 1024;
 const MS_REC_PRIVATE = 0x44000;
-const EBUSY = 16;
-/** A freeze is ended after this time even if nobody asks for it. */
-const FREEZE_MS_MAX = 10_000;
 
 type Implementation = { [N in HelperCall]: (params: HelperCalls[N]['params']) => HelperCalls[N]['result'] };
-
-const prepared: number[] = [];
-const frozen: number[] = [];
-let thawTimer: NodeJS.Timeout | undefined;
 
 const calls: Implementation = {
   mountFuse({ target, fuseFd }) {
@@ -47,6 +44,8 @@ const calls: Implementation = {
     if (!existsSync(target)) writeFileSync(target, '', { mode: 0o600 });
     const options = `fd=${fuseFd},rootmode=100000,user_id=0,group_id=0,max_read=1048576`;
     libc.mount('cowbird', target, 'fuse.cowbird', MS_NOSUID_NODEV, options);
+    // The keeper's must be the only one: when it is closed, whoever waits for an answer gets an error, this process too.
+    libc.close(fuseFd);
     return null;
   },
   umount({ target, lazy }) {
@@ -72,6 +71,8 @@ const calls: Implementation = {
     return null;
   },
   createStore,
+  keepStore,
+  isStore,
   extents: extentsOf,
   writeNonces,
   eraseNonces,
@@ -100,36 +101,10 @@ const calls: Implementation = {
   growStore,
   closeStore,
   dropCache: dropStoreCache,
-  prepareFreeze({ mountPoints }) {
-    for (const mountPoint of mountPoints) {
-      const fd = libc.open(mountPoint, libc.O_RDONLY + (statSync(mountPoint).isDirectory() ? libc.O_DIRECTORY : 0));
-      prepared.push(fd);
-      libc.syncfs(fd);
-    }
-    return null;
-  },
-  freeze() {
-    let frozenByOthers = false;
-    thawTimer = setTimeout(thawAll, FREEZE_MS_MAX);
-    try {
-      for (const fd of prepared) {
-        try {
-          freeze(fd);
-          frozen.push(fd);
-        } catch (error) {
-          // Somebody else's freeze: the file system is as still as we need it, and not ours to thaw.
-          if (errnoOfError(error) !== EBUSY) throw error;
-          frozenByOthers = true;
-        }
-      }
-    } catch (error) {
-      thawAll();
-      throw error;
-    }
-    return { frozenByOthers };
-  },
+  prepareFreeze,
+  freeze: freezePrepared,
   thaw() {
-    const wasFrozen = frozen.length;
+    const wasFrozen = frozenCount();
     const failures = thawAll();
     if (failures > 0) {
       throw new CowbirdError('EINVAL', `${failures} of ${wasFrozen} file systems had been thawed by somebody else`, {
@@ -138,21 +113,8 @@ const calls: Implementation = {
     }
     return null;
   },
+  thawAfterDeath,
 };
-
-/** Thaws everything that this helper froze, in reverse; returns how many were not frozen any more. */
-function thawAll(): number {
-  clearTimeout(thawTimer);
-  let failures = 0;
-  for (let fd = frozen.pop(); fd !== undefined; fd = frozen.pop()) {
-    try {
-      thaw(fd);
-    } catch {
-      failures++;
-    }
-  }
-  return failures;
-}
 
 function isHelperCall(name: string): name is HelperCall {
   return Object.hasOwn(calls, name);
@@ -169,6 +131,7 @@ new Rpc(channel, async (name, params) => {
   return run(name, params as HelperCalls[typeof name]['params']);
 });
 channel.onEnd(() => {
-  thawAll();
+  endFreeze();
+  removeNotKept();
   process.exit(0);
 });

@@ -9,26 +9,22 @@
  * otherwise land after the new one's answer to a later one.
  */
 import { type ChildProcess, fork } from 'node:child_process';
-import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
-import { blockDeviceSizeBytes, isReadOnlyDevice, logicalSectorBytes } from '../sys/blkdev.js';
-import { CowbirdError, errnoOfError, messageOf } from '../sys/errors.js';
-import { tryLockImage } from '../sys/fsfile.js';
+import { CowbirdError, messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
-import { BLOCK_BYTES, layoutFor, MAX_BLOCKS } from '../tracer/layout.js';
-import type { OpenedOrigin, VolumeRecord } from './records.js';
-import { childChannel, Rpc } from './rpc.js';
-import { HELPER_FD_FIRST, type KeeperCall, type KeeperCalls } from './services.js';
+import { Helpers } from './helpers.js';
+import { openOrigin, openStore } from './origins.js';
+import type { Outcome } from './pending.js';
+import type { VolumeRecord } from './records.js';
+import { ChannelEnded, childChannel, Rpc } from './rpc.js';
+import type { DoneOperation, KeeperCall, KeeperCalls } from './services.js';
 import type { EventInput } from './types.js';
 
-const EBUSY = 16;
-const EINVAL = 22;
-const EROFS = 30;
-const SECTOR_BYTES = 512;
 /** First pause before a dead engine is started again; doubled up to the longest. */
 const BACKOFF_MS_MIN = 10;
 const BACKOFF_MS_MAX = 500;
 const READS: ReadonlySet<string> = new Set(['list', 'info', 'changes', 'getFreeMinor']);
+/** How often an operation is begun again after it was cut off and undone. */
+const ATTEMPTS_MAX = 5;
 
 export interface KeeperOptions {
   /** Program of the engine's process. */
@@ -36,6 +32,8 @@ export interface KeeperOptions {
   /** What the engine gets with its start, beside the records. */
   engineStart: unknown;
   onEvent(event: EventInput): void;
+  /** Starts the engine's process. @default fork */
+  startProcess?(path: string): ChildProcess;
 }
 
 /** Parameters of the engine's first call. */
@@ -50,8 +48,12 @@ type Implementation = { [N in KeeperCall]: (params: KeeperCalls[N]['params']) =>
 export class EngineKeeper {
   readonly #options: KeeperOptions;
   readonly #volumes = new Map<string, VolumeRecord>();
-  readonly #helpers = new Map<number, { child: ChildProcess; rpc: Rpc }>();
-  #nextHelper = 1;
+  readonly #helpers: Helpers;
+  /** Descriptors opened for the engine and not closed yet. */
+  readonly #owned = new Set<number>();
+  /** Operations that are complete and whose answer has not been given yet. */
+  readonly #done = new Map<number, DoneOperation>();
+  #nextRequest = 1;
   #engine: { child: ChildProcess; rpc: Rpc; ready: Promise<void> } | undefined;
   #stopping = false;
   #restarts = 0;
@@ -60,6 +62,7 @@ export class EngineKeeper {
 
   constructor(options: KeeperOptions) {
     this.#options = options;
+    this.#helpers = new Helpers((event) => options.onEvent(event));
   }
 
   get enginePid(): number | null {
@@ -74,12 +77,10 @@ export class EngineKeeper {
     return [...this.#volumes.values()];
   }
 
-  /** Starts the engine; resolves when it serves what the records hold. */
+  /** Starts the engine; resolves when it serves what the records hold. An engine that cannot is ended, and started again. */
   async start(): Promise<void> {
-    const child = fork(this.#options.enginePath, [], {
-      stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
-      execArgv: process.execArgv,
-    });
+    const start = this.#options.startProcess ?? startEngine;
+    const child = start(this.#options.enginePath);
     const rpc = new Rpc(childChannel(child), (name, params) => this.#serve(name, params));
     const begin: EngineStart = { keeperPid: process.pid, volumes: this.volumes, options: this.#options.engineStart };
     const ready = rpc.call('start', begin).then(() => {
@@ -90,29 +91,62 @@ export class EngineKeeper {
     child.on('error', (error) =>
       this.#options.onEvent({ event: 'engine.error', level: 'error', message: `The engine: ${messageOf(error)}` }),
     );
-    child.once('exit', (code, signal) => this.#engineEnded(code, signal));
-    await ready;
+    this.#whenEnded(child, (code, signal) => this.#engineEnded(code, signal));
+    try {
+      await ready;
+    } catch (error) {
+      child.kill('SIGKILL');
+      throw error;
+    }
   }
 
   /**
-   * One operation of the engine; waits while it is being started again. One that only reads is asked again when the engine
-   * dies under it; any other says that it was cut off, as nobody knows how far it came.
+   * One operation of the engine; waits while it is being started again. When the engine dies in the middle of it, the next
+   * one says what became of it: complete, and the answer is given; undone, and it is begun again; or neither, and the
+   * error says so.
    */
   async request(operation: string, params: unknown): Promise<unknown> {
-    for (;;) {
-      while (this.#engine === undefined) await new Promise<void>((resolve) => this.#waiting.push(resolve));
-      const engine = this.#engine;
-      try {
-        await engine.ready;
-        return await engine.rpc.call('request', { operation, params });
-      } catch (error) {
-        if (!(error instanceof CowbirdError) || error.code !== 'EPIPE') throw error;
-        if (!READS.has(operation)) {
-          const message = `The engine ended in the middle of ${operation}, and was started again: \`cowbird info\` shows what became of it`;
-          throw new CowbirdError('EPIPE', message, { outcome: 'failed' });
-        }
-        await new Promise((resolve) => setTimeout(resolve, BACKOFF_MS_MIN));
+    const requestId = this.#nextRequest++;
+    for (let attempt = 1; ; attempt++) {
+      const answer = await this.#ask('request', { requestId, operation, params });
+      if (answer !== CUT_OFF) {
+        this.#done.delete(requestId);
+        return answer;
       }
+      if (READS.has(operation)) continue;
+      const outcome = await this.#outcomeOf(requestId);
+      if (outcome.kind === 'failed') throw new CowbirdError('EPIPE', outcome.message, { outcome: 'partial' });
+      if (outcome.kind === 'finished') return answerOf(outcome.finished);
+      if (attempt === ATTEMPTS_MAX) {
+        const message = `The engine ended ${attempt} times in the middle of ${operation}, which was undone each time: see the daemon's log`;
+        throw new CowbirdError('EPIPE', message, { outcome: 'failed' });
+      }
+    }
+  }
+
+  /** Calls the engine that serves, or is about to; {@link CUT_OFF} when it ended before it answered. */
+  async #ask(call: string, params: unknown): Promise<unknown> {
+    while (this.#engine === undefined) await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    const engine = this.#engine;
+    try {
+      await engine.ready;
+      return await engine.rpc.call(call, params);
+    } catch (error) {
+      if (!(error instanceof ChannelEnded)) throw error;
+      // Its exit is heard a moment later.
+      await new Promise((resolve) => setTimeout(resolve, BACKOFF_MS_MIN));
+      return CUT_OFF;
+    }
+  }
+
+  async #outcomeOf(requestId: number): Promise<Outcome> {
+    for (;;) {
+      const early = this.#done.get(requestId);
+      const answer = early === undefined ? await this.#ask('outcome', { requestId }) : CUT_OFF;
+      const done = this.#done.get(requestId);
+      this.#done.delete(requestId);
+      if (done !== undefined) return { kind: 'finished', finished: done };
+      if (answer !== CUT_OFF) return answer as Outcome;
     }
   }
 
@@ -134,14 +168,21 @@ export class EngineKeeper {
       engine.child.kill('SIGKILL');
       await ended;
     }
-    for (const { child } of this.#helpers.values()) child.kill('SIGKILL');
+    this.#helpers.killAll();
+  }
+
+  /** Dead, reaped, and everything heard that it had said: a record may have been the last of it. */
+  #whenEnded(child: ChildProcess, then: (code: number | null, signal: NodeJS.Signals | null) => void): void {
+    child.once('exit', (code, signal) => {
+      if (child.connected) child.once('disconnect', () => then(code, signal));
+      else then(code, signal);
+    });
   }
 
   #engineEnded(code: number | null, signal: NodeJS.Signals | null): void {
     this.#engine = undefined;
-    // The helpers of a dead engine have nobody to tell: they thaw what they froze and end.
-    for (const { child } of this.#helpers.values()) if (child.connected) child.disconnect();
-    this.#helpers.clear();
+    this.#helpers.dismissAll();
+    this.#closeUnnamed();
     if (this.#stopping) return;
     this.#restarts++;
     this.#options.onEvent({
@@ -161,28 +202,59 @@ export class EngineKeeper {
     this.#backoffMs = Math.min(BACKOFF_MS_MAX, this.#backoffMs * 2);
   }
 
+  /** What the dead engine had opened and no record names belongs to nobody: whoever waits for it gets an error. */
+  #closeUnnamed(): void {
+    const named = new Set(this.volumes.flatMap(descriptorsOf));
+    for (const fd of this.#owned) if (!named.has(fd)) this.#close(fd);
+  }
+
+  #own(...fds: number[]): void {
+    for (const fd of fds) this.#owned.add(fd);
+  }
+
+  /** Closing twice would close somebody else's. */
+  #close(fd: number): void {
+    if (this.#owned.delete(fd)) libc.close(fd);
+  }
+
   readonly #calls: Implementation = {
-    openOrigin: async ({ path, readOnly, raw }) => openOrigin(path, readOnly, raw),
-    openFuse: async () => ({ fuseFd: libc.open('/dev/fuse', libc.O_RDWR + libc.O_NONBLOCK) }),
-    openStore: async ({ path }) => openStore(path),
+    openOrigin: async ({ path, readOnly, raw }) => {
+      const opened = openOrigin(path, readOnly, raw);
+      this.#own(opened.originFd, opened.memoryFd);
+      return opened;
+    },
+    openFuse: async () => {
+      const fuseFd = libc.open('/dev/fuse', libc.O_RDWR + libc.O_NONBLOCK);
+      this.#own(fuseFd);
+      return { fuseFd };
+    },
+    openStore: async ({ path }) => {
+      const opened = openStore(path);
+      this.#own(opened.storeFd);
+      return opened;
+    },
     closeFds: async ({ fds }) => {
-      for (const fd of fds) libc.close(fd);
+      for (const fd of fds) this.#close(fd);
       return null;
     },
-    putVolume: async ({ volume }) => {
+    putVolume: async ({ volume, done }) => {
       this.#volumes.set(volume.id, volume);
+      if (done !== undefined) this.#done.set(done.requestId, done);
       return null;
     },
-    dropVolume: async ({ id }) => {
+    dropVolume: async ({ id, done }) => {
       this.#volumes.delete(id);
+      if (done !== null) this.#done.set(done.requestId, done);
       return null;
     },
-    startHelper: async ({ fds }) => this.#startHelper(fds),
-    callHelper: async ({ helper, call, params, timeoutMs }) => this.#callHelper(helper, call, params, timeoutMs),
+    oldHelpersGone: async () => {
+      await this.#helpers.gone();
+      return null;
+    },
+    startHelper: async ({ fds }) => ({ helper: this.#helpers.start(fds) }),
+    callHelper: ({ helper, call, params, timeoutMs }) => this.#helpers.call(helper, call, params, timeoutMs),
     endHelper: async ({ helper }) => {
-      const entry = this.#helpers.get(helper);
-      this.#helpers.delete(helper);
-      if (entry?.child.connected === true) entry.child.disconnect();
+      this.#helpers.end(helper);
       return null;
     },
     event: async (event) => {
@@ -195,38 +267,28 @@ export class EngineKeeper {
     if (!isKeeperCall(this.#calls, name)) throw new CowbirdError('ENOSYS', `The keeper has no call ${name}`);
     return run(this.#calls, name, params as KeeperCalls[typeof name]['params']);
   }
+}
 
-  #startHelper(fds: number[]): { helper: number } {
-    const program = fileURLToPath(new URL('./helper.js', import.meta.url));
-    const child = fork(program, [], {
-      stdio: ['ignore', 'inherit', 'inherit', 'ipc', ...fds],
-      execArgv: process.execArgv,
-      cwd: '/',
-    });
-    const helper = this.#nextHelper++;
-    const rpc = new Rpc(childChannel(child), async (name) => {
-      throw new CowbirdError('ENOSYS', `A helper asks for nothing, and not for ${name}`);
-    });
-    this.#helpers.set(helper, { child, rpc });
-    child.on('error', (error) =>
-      this.#options.onEvent({ event: 'helper.error', level: 'warning', message: `A helper: ${messageOf(error)}` }),
-    );
-    child.once('exit', () => this.#helpers.delete(helper));
-    return { helper };
-  }
+/** In place of an answer: the engine ended before it gave one. */
+const CUT_OFF = Symbol('cut off');
 
-  async #callHelper(helper: number, call: string, params: unknown, timeoutMs: number): Promise<unknown> {
-    const entry = this.#helpers.get(helper);
-    if (entry === undefined)
-      throw new CowbirdError('EPIPE', `Helper ${helper} has ended before ${call}`, { outcome: 'failed' });
-    try {
-      return await entry.rpc.call(call, params, timeoutMs);
-    } catch (error) {
-      // One that hangs is left to the kernel: it dies when its call returns.
-      if (error instanceof CowbirdError && error.code === 'ETIMEDOUT') entry.child.kill('SIGKILL');
-      throw error;
-    }
+function startEngine(path: string): ChildProcess {
+  return fork(path, [], { stdio: ['ignore', 'inherit', 'inherit', 'ipc'], execArgv: process.execArgv });
+}
+
+function answerOf({ result, problem }: Omit<DoneOperation, 'requestId'>): unknown {
+  if (problem !== undefined) throw new CowbirdError(problem.code, problem.message, { outcome: 'partial' });
+  return result;
+}
+
+/** Every descriptor of the keeper that a record names. */
+function descriptorsOf({ opened, device, snapshot, pending }: VolumeRecord): number[] {
+  const named = [opened.originFd, opened.memoryFd, device.fuseFd];
+  for (const each of [snapshot, pending?.old, pending?.next]) {
+    if (each?.storeFd != null) named.push(each.storeFd);
+    if (each?.device != null) named.push(each.device.fuseFd);
   }
+  return named;
 }
 
 function isKeeperCall(calls: Implementation, name: string): name is KeeperCall {
@@ -240,100 +302,3 @@ function run<N extends KeeperCall>(
 ): Promise<KeeperCalls[N]['result']> {
   return calls[name](params);
 }
-
-/** Opens an origin for the write path and claims it, or says who has it. */
-function openOrigin(path: string, readOnly: boolean, raw: boolean): OpenedOrigin {
-  const probe = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
-  let isFile: boolean;
-  let deviceReadOnly = false;
-  try {
-    const stats = fstatSync(probe);
-    isFile = stats.isFile();
-    if (!isFile && !stats.isBlockDevice()) {
-      throw new CowbirdError('ENOTBLK', `${path} is neither a block device nor an image file`);
-    }
-    if (!raw) refuseOtherFormats(probe, path);
-    deviceReadOnly = !isFile && isReadOnlyDevice(probe);
-  } finally {
-    closeSync(probe);
-  }
-  const flags = libc.O_DIRECT + (isFile ? 0 : libc.O_EXCL);
-  let writable = !readOnly && !deviceReadOnly;
-  let fd: number;
-  try {
-    fd = openClaimed(path, flags, writable);
-  } catch (error) {
-    if (!writable || errnoOfError(error) !== EROFS) throw error;
-    writable = false;
-    fd = openClaimed(path, flags, false);
-  }
-  try {
-    return describeOrigin(path, fd, isFile, writable);
-  } catch (error) {
-    libc.close(fd);
-    throw error;
-  }
-}
-
-function openClaimed(path: string, flags: number, writable: boolean): number {
-  try {
-    return libc.open(path, flags + (writable ? libc.O_RDWR : libc.O_RDONLY));
-  } catch (error) {
-    const errno = errnoOfError(error);
-    if (errno === EBUSY)
-      throw new CowbirdError('EBUSY', `${path} is mounted or claimed by somebody else: unmount or release it first`);
-    if (errno === EINVAL)
-      throw new CowbirdError('EINVAL', `${path} lies on a file system without O_DIRECT, which the write path needs`);
-    throw error;
-  }
-}
-
-function describeOrigin(path: string, fd: number, isFile: boolean, writable: boolean): OpenedOrigin {
-  const bytes = isFile ? fstatSync(fd).size : blockDeviceSizeBytes(fd);
-  const sizeBytes = bytes - (bytes % SECTOR_BYTES);
-  const blockCount = Math.ceil(sizeBytes / BLOCK_BYTES);
-  if (blockCount === 0) throw new CowbirdError('EINVAL', `${path} has ${bytes} bytes, which is less than one sector`);
-  if (blockCount > MAX_BLOCKS)
-    throw new CowbirdError('EFBIG', `${path} has ${bytes} bytes; volumes have 16 TiB at most`);
-  if (isFile && !tryLockImage(fd, writable)) {
-    throw new CowbirdError(
-      'EBUSY',
-      `${path} is locked by another program, such as QEMU or another Cowbird: end that first`,
-    );
-  }
-  return {
-    originFd: fd,
-    memoryFd: libc.memfdCreate('cowbird-volume', layoutFor(blockCount).totalBytes),
-    sizeBytes,
-    logicalSectorBytes: isFile ? SECTOR_BYTES : logicalSectorBytes(fd),
-    isFile,
-    readOnly: !writable,
-  };
-}
-
-function refuseOtherFormats(fd: number, path: string): void {
-  const magic = Buffer.alloc(4);
-  readSync(fd, magic, 0, 4, 0);
-  if (magic.toString('latin1') === 'QFI\xfb') {
-    throw new CowbirdError(
-      'EINVAL',
-      `${path} begins like a qcow2 image, not like a disk: convert it, or attach its bytes as they are with --raw`,
-    );
-  }
-}
-
-/** A store of its own: a file on another file system, or a disk. */
-function openStore(path: string): { storeFd: number; sizeBytes: number } {
-  let fd: number;
-  try {
-    fd = libc.open(path, libc.O_RDWR + libc.O_DIRECT);
-  } catch (error) {
-    // tmpfs before Linux 6.6 has no O_DIRECT; there is no writeback on it that could wait for us.
-    if (errnoOfError(error) !== EINVAL) throw error;
-    fd = libc.open(path, libc.O_RDWR);
-  }
-  const stats = fstatSync(fd);
-  return { storeFd: fd, sizeBytes: stats.isFile() ? stats.size : blockDeviceSizeBytes(fd) };
-}
-
-export { HELPER_FD_FIRST };

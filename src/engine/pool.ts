@@ -3,6 +3,7 @@ import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads';
 import { assert, messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { MAX_WORKERS } from '../tracer/layout.js';
+import type { ArmedPoint } from './fail-points.js';
 import type { FromWorker, ToWorker, WorkerSession, WorkerStore, WorkerVolume } from './worker-messages.js';
 
 export interface PoolEvents {
@@ -115,6 +116,11 @@ export class Pool {
   addSession(session: WorkerSession): void {
     this.#sessions.set(session.id, session);
     this.#broadcast({ type: 'addSession', session });
+  }
+
+  /** Tests only; see `fail-points.ts`. */
+  armFailPoint(point: ArmedPoint): void {
+    this.#broadcast({ type: 'failPoint', point });
   }
 
   /** Resolves when no worker will touch the session's descriptor again. */

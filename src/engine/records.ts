@@ -3,6 +3,7 @@
  * (maps, index, store position, mode) lies in the volume's memory file; this is what changes with operations only.
  */
 import type { StoreConfig } from '../tracer/store-map.js';
+import type { Switch } from '../tracer/switches.js';
 import type { StoreFile } from './helper-calls.js';
 
 /** Descriptors are numbers in the keeper. */
@@ -58,6 +59,24 @@ export interface SnapshotRecord {
   device: DeviceRecord | null;
 }
 
+/** An operation in the middle; see `pending.ts`. */
+export interface PendingOperation {
+  /** Of the call that asked for it; 0 for the engine's own. */
+  requestId: number;
+  /** What undoing it takes while nothing has switched. */
+  undo:
+    | { kind: 'unlink'; file: StoreFile }
+    | { kind: 'truncate'; file: StoreFile; lengthBytes: number; immutable: boolean }
+    | null;
+  /** Null until everything for the switch is ready. */
+  change: Switch | null;
+  /** The record before, and the one that the switch makes current. */
+  old: SnapshotRecord | null;
+  next: SnapshotRecord | null;
+  /** Of an end: the COW file stays, removable. */
+  leaveFile: boolean;
+}
+
 export interface VolumeRecord {
   id: string;
   name: string;
@@ -68,9 +87,12 @@ export interface VolumeRecord {
   workers: number;
   device: DeviceRecord;
   snapshot: SnapshotRecord | null;
+  pending: PendingOperation | null;
+  /** The volume is being taken down; `forget`: it is not to be attached again at the next start. */
+  detaching: { requestId: number; forget: boolean } | null;
 }
 
-/** What of a series outlives the daemon: written to the state directory whenever its COW file is made clean. */
+/** What of a series outlives the daemon: written to the state directory at each step of its life. */
 export interface SavedSeries {
   format: 1;
   origin: string;
@@ -86,7 +108,7 @@ export interface SavedSeries {
   fsType: string;
   nextSlot: number;
   cacheBytes: number;
-  /** Hex SHA-256 of the origin's superblock as it was when the file became clean. */
+  /** Hex SHA-256 of the origin's superblock as it was when the file became clean; empty when it never did. */
   fingerprint: string;
 }
 

@@ -12,17 +12,20 @@ import { join } from 'node:path';
 import * as v from 'valibot';
 import { originFingerprint } from '../cow/fingerprint.js';
 import { dataOffsetBytes } from '../cow/geometry.js';
-import { type CowHeader, decodeHeader } from '../cow/header.js';
 import { CowbirdError, errnoOfError, messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
-import { loadIndex, readHeaderPage } from '../tracer/index-io.js';
-import { BLOCK_BYTES, HeaderState, Mode, Word } from '../tracer/layout.js';
+import { BLOCK_BYTES, Mode, Word } from '../tracer/layout.js';
+import { takeOver } from '../tracer/reloading.js';
+import { slotCount } from '../tracer/switches.js';
+import { runStepsAsync, withScratch } from './async-steps.js';
 import { storeOf } from './cleaning.js';
-import { type EngineContext, runStepsAsync, undoing, withScratch } from './context.js';
+import { type EngineContext, undoing } from './context.js';
+import { failPoint } from './fail-points.js';
 import { isMountedWritable, mountsOn, volumeForSnapshot } from './lookup.js';
+import { describeSwitch, finish } from './pending.js';
 import type { SavedSeries, SnapshotRecord } from './records.js';
-import { requireFreeMinor } from './snapshots.js';
-import { clearMemory, closeStoreFds, DEFAULT_CACHE_BYTES, headerFor, saveRecord, storeDeviceOf } from './tracking.js';
+import { requireFreeMinor } from './setup.js';
+import { clearMemory, configureStore, DEFAULT_CACHE_BYTES, saveRecord } from './tracking.js';
 import type { Volume } from './volume.js';
 
 export interface ReloadParams {
@@ -84,7 +87,7 @@ export async function reload(
     await saveRecord(context, volume);
     return;
   }
-  await takeOver(context, volume, snapshot, saved, mode);
+  await goOnWith(context, volume, snapshot, saved);
 }
 
 function recordFor(
@@ -144,37 +147,39 @@ function findSeries(context: EngineContext, volume: Volume, cowFile: string): Sa
 }
 
 /** Loads the index and begins to track; what does not agree fails the series with its reason, and tracks nothing. */
-async function takeOver(
+async function goOnWith(
   context: EngineContext,
   volume: Volume,
   snapshot: SnapshotRecord,
   saved: SavedSeries,
-  mode: 'snapshot' | 'incremental',
 ): Promise<void> {
   await undoing(context, async (undo) => {
+    const { memory } = volume;
+    await describeSwitch(context, volume, { kind: 'reload', mode: snapshot.mode }, snapshot);
+    undo.add('end tracking', () => {
+      volume.record.pending = null;
+      volume.record.snapshot = null;
+      return saveRecord(context, volume);
+    });
     if (saved.store.kind === 'device') {
       const { storeFd } = await context.keeper.call('openStore', { path: saved.file.path });
       snapshot.storeFd = storeFd;
+      undo.add('close the store', () => context.keeper.call('closeFds', { fds: [storeFd] }));
       volume.storeFd = libc.duplicateFrom(context.keeper.pid, storeFd);
-      undo.add('close the store', () => closeStoreFds(context, volume, storeFd));
+      undo.add('close the duplicate of the store', () => closeDuplicate(volume));
+      // The descriptor belongs to the description too.
+      await describeSwitch(context, volume, { kind: 'reload', mode: snapshot.mode }, snapshot);
     }
-    const { memory } = volume;
     await volume.whilePaused(() => {
       memory.set(Word.MODE, Mode.PASSTHROUGH);
       memory.set(Word.FAILED, 0);
       memory.set(Word.CHANGED, 0);
       memory.set(Word.NEXT_SLOT, saved.nextSlot | 0);
-      memory.set(Word.SLOT_COUNT, saved.store.slots.reduce((sum, run) => sum + run.count, 0) | 0);
+      memory.set(Word.SLOT_COUNT, slotCount(saved.store) | 0);
       volume.record.snapshot = snapshot;
-      const dirtyHeader = headerFor(volume, snapshot, { clean: false, changedBlocks: 0 });
-      volume.setStore({ config: saved.store, dirtyHeader }, storeDeviceOf(volume.storeFd, saved.store.placeCount));
+      configureStore(volume);
     });
-    undo.add('end tracking', () => {
-      volume.record.snapshot = null;
-    });
-    try {
-      await verifyAndLoad(volume, snapshot, saved, mode);
-    } catch (error) {
+    await verifyAndLoad(volume, snapshot, saved).catch((error: unknown) => {
       snapshot.failure = messageOf(error);
       volume.tracer.fail(EINVAL);
       context.emit({
@@ -183,62 +188,34 @@ async function takeOver(
         message: `Minor ${snapshot.minor}: ${messageOf(error)}`,
         minor: snapshot.minor,
       });
-    }
-    await saveRecord(context, volume);
+    });
+    failPoint('switched');
+    await finish(context, volume);
   });
 }
 
-async function verifyAndLoad(
-  volume: Volume,
-  snapshot: SnapshotRecord,
-  saved: SavedSeries,
-  mode: 'snapshot' | 'incremental',
-): Promise<void> {
-  const { memory } = volume;
+function closeDuplicate(volume: Volume): void {
+  if (volume.storeFd !== undefined) libc.close(volume.storeFd);
+  volume.storeFd = undefined;
+}
+
+async function verifyAndLoad(volume: Volume, snapshot: SnapshotRecord, saved: SavedSeries): Promise<void> {
   if (saved.sizeBytes !== volume.record.opened.sizeBytes) {
     throw new Error(`the volume has ${volume.record.opened.sizeBytes} bytes and had ${saved.sizeBytes}`);
   }
-  const store = storeOf({ volume, snapshot });
-  await withScratch(async (buffer) => {
-    const header = decodeHeader(await runStepsAsync(readHeaderPage(store, buffer)));
-    requireAgreement(header, saved, mode);
-    const fingerprint = Buffer.from(originFingerprint(volume.origin, buffer)).toString('hex');
-    if (
-      fingerprint !== saved.fingerprint ||
-      Buffer.from(header.extension?.fingerprint ?? []).toString('hex') !== fingerprint
-    ) {
-      throw new Error(
-        'the origin was used without Cowbird since the COW file became clean, so changes may be missing: begin a new series, and compare contents for its first backup',
-      );
-    }
-    const firstPlace = dataOffsetBytes(volume.blockCount) / BLOCK_BYTES;
-    // Writes are held while the index comes in: whatever they mark would be counted twice or not at all.
-    const found = await runStepsAsync(
-      loadIndex(memory, store, buffer, {
-        indexOnly: mode === 'incremental',
-        firstPlace,
+  await withScratch((buffer) =>
+    runStepsAsync(
+      takeOver(volume.tracer, {
+        store: storeOf({ volume, snapshot }),
+        buffer,
+        mode: snapshot.mode,
+        uuid: Buffer.from(saved.uuid, 'hex'),
+        sequenceId: saved.sequenceId,
+        fingerprint: () => originFingerprint(volume.origin, buffer),
+        expectedFingerprint: Buffer.from(saved.fingerprint, 'hex'),
+        firstPlace: dataOffsetBytes(volume.blockCount) / BLOCK_BYTES,
         endPlace: saved.store.placeCount,
       }),
-    );
-    if (found !== header.changedBlocks)
-      throw new Error(`its index has ${found} entries and its header says ${header.changedBlocks}`);
-    await volume.whilePaused(() => {
-      const again = Buffer.from(originFingerprint(volume.origin, buffer)).toString('hex');
-      if (again !== saved.fingerprint) throw new Error('the volume was written while it was being reloaded');
-      memory.set(Word.HEADER_STATE, HeaderState.CLEAN);
-      memory.set(Word.MODE, mode === 'snapshot' ? Mode.SNAPSHOT : Mode.INCREMENTAL);
-    });
-  });
-}
-
-function requireAgreement(header: CowHeader, saved: SavedSeries, mode: 'snapshot' | 'incremental'): void {
-  if (!header.clean)
-    throw new Error(
-      'the COW file is unclean: the machine or the daemon ended without closing it, so changes may be missing',
-    );
-  const headerMode = header.indexOnly ? 'incremental' : 'snapshot';
-  if (headerMode !== mode) throw new Error(`the COW file is in ${headerMode} mode: use reload-${headerMode}`);
-  if (Buffer.from(header.uuid).toString('hex') !== saved.uuid || header.sequenceId !== saved.sequenceId) {
-    throw new Error(`the COW file is of sequence ${header.sequenceId} of another series`);
-  }
+    ),
+  );
 }

@@ -38,7 +38,7 @@ export class Rpc {
 
   /** Calls the other side; rejects with ETIMEDOUT when no answer came in time. */
   call(name: string, params: unknown, timeoutMs?: number): Promise<unknown> {
-    if (this.#ended) return Promise.reject(channelEnded(name));
+    if (this.#ended) return Promise.reject(new ChannelEnded(name));
     const id = this.#nextId++;
     return new Promise((resolve, reject) => {
       const timer =
@@ -90,13 +90,16 @@ export class Rpc {
 
   #end(): void {
     this.#ended = true;
-    for (const waiting of this.#open.values()) waiting.reject(channelEnded('the call'));
+    for (const waiting of this.#open.values()) waiting.reject(new ChannelEnded('the call'));
     this.#open.clear();
   }
 }
 
-function channelEnded(name: string): CowbirdError {
-  return new CowbirdError('EPIPE', `The other process ended before it answered ${name}`, { outcome: 'failed' });
+/** The other process has gone: unlike an error that it answered with. */
+export class ChannelEnded extends CowbirdError {
+  constructor(name: string) {
+    super('EPIPE', `The other process ended before it answered ${name}`, { outcome: 'failed' });
+  }
 }
 
 function toWire(error: unknown): WireError {

@@ -3,14 +3,24 @@ import type { HelperCall, HelperCalls } from './helper-calls.js';
 import type { OpenedOrigin, VolumeRecord } from './records.js';
 import type { EventInput } from './types.js';
 
+/** What a completed operation answers; `problem`: the part of it that did not succeed. */
+export interface DoneOperation {
+  requestId: number;
+  result: unknown;
+  problem?: { code: string; message: string };
+}
+
 export interface KeeperCalls {
   /** Opens and claims an origin, and makes the memory file of its volume. */
   openOrigin: { params: { path: string; readOnly: boolean; raw: boolean }; result: OpenedOrigin };
   openFuse: { params: Record<string, never>; result: { fuseFd: number } };
   openStore: { params: { path: string }; result: { storeFd: number; sizeBytes: number } };
   closeFds: { params: { fds: number[] }; result: null };
-  putVolume: { params: { volume: VolumeRecord }; result: null };
-  dropVolume: { params: { id: string }; result: null };
+  /** `done`: with this an operation is complete; its answer, should the engine die before it is given. */
+  putVolume: { params: { volume: VolumeRecord; done?: DoneOperation }; result: null };
+  dropVolume: { params: { id: string; done: DoneOperation | null }; result: null };
+  /** Resolves when the helpers of the engine before have ended, or after a time: what they had in hand is then done. */
+  oldHelpersGone: { params: Record<string, never>; result: null };
   /** Starts a helper that inherits the named descriptors of the keeper as 4, 5, … */
   startHelper: { params: { fds: number[] }; result: { helper: number } };
   callHelper: { params: { helper: number; call: string; params: unknown; timeoutMs: number }; result: unknown };

@@ -40,7 +40,7 @@ export function cleanUpStale(fuseDir: string): string[] {
 }
 
 /** Links of ours under /dev whose loop device is bound to nothing any more. */
-function removeDeadLinks(messages: string[]): void {
+export function removeDeadLinks(messages: string[]): void {
   const candidates = [
     ...listOptional('/dev')
       .filter((name) => /^(cowbird|datto|elastio-snap)\d+$/.test(name))

@@ -12,9 +12,12 @@ import { FIEMAP_EXTENT, type FileExtent } from '../sys/fsfile.js';
 import * as libc from '../sys/libc.js';
 import { BLOCK_BYTES } from '../tracer/layout.js';
 import type { StoreConfig, StoreExtent } from '../tracer/store-map.js';
-import { type EngineContext, type Undo, withHelper, withScratch } from './context.js';
+import { withScratch } from './async-steps.js';
+import { type EngineContext, type Undo, withHelper } from './context.js';
+import { failPoint } from './fail-points.js';
 import type { StoreFile } from './helper-calls.js';
 import { mountsOn } from './lookup.js';
+import { announce } from './pending.js';
 import type { HelperSession } from './services.js';
 import type { Volume } from './volume.js';
 
@@ -71,6 +74,9 @@ export async function prepareStore(
     CREATE_TIMEOUT_MS,
   );
   const file: StoreFile = { path: created.path, dev: created.dev, ino: created.ino };
+  await announce(context, undo, volume, { kind: 'unlink', file });
+  await helper.call('keepStore', { file });
+  failPoint('store-created');
   // A helper of its own: the one in use may have ended, or hang, when this is needed.
   undo.add(`remove ${created.path}`, () => withHelper(context, [], (other) => other.call('unlinkStore', { file })));
   const placeCount = Math.floor(created.sizeBytes / BLOCK_BYTES);

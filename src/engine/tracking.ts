@@ -1,16 +1,17 @@
 /** What the snapshot operations share: states, headers, freezing, and the change of a volume's shared words. */
 import { dataOffsetBytes } from '../cow/geometry.js';
 import { type CowHeader, encodeHeader } from '../cow/header.js';
-import { CowbirdError } from '../sys/errors.js';
+import { CowbirdError, messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { allMounts, type MountEntry } from '../sys/mounts.js';
-import { BLOCK_BYTES, HeaderState, Mode, type VolumeMemory, Word } from '../tracer/layout.js';
+import { BLOCK_BYTES, type VolumeMemory, Word } from '../tracer/layout.js';
 import type { StoreConfig } from '../tracer/store-map.js';
 import { type EngineContext, type Undo, undoing } from './context.js';
 import { closeDevice, openDevice } from './devices.js';
+import { failPoint } from './fail-points.js';
 import { findByMinor, freezePoints, isMountedWritable, mountsOn } from './lookup.js';
 import type { SnapshotRecord } from './records.js';
-import type { HelperSession } from './services.js';
+import { HELPER_FD_FIRST, type HelperSession } from './services.js';
 import { type EventName, STATE_TABLE, type StateName, stateName } from './states.js';
 import type { Volume } from './volume.js';
 
@@ -113,7 +114,8 @@ const FREEZE_TIMEOUT_MS = 15_000;
 /**
  * Freezes every file system that is mounted read-write on the volume, switches under the closed gate, thaws. In this order:
  * syncfs while everything runs, FIFREEZE while the workers run, the gate, the switch, the gate again, FITHAW. A volume
- * without a mounted file system has its writes held for the switch alone.
+ * without a mounted file system has its writes held for the switch alone. The helper inherits the volume's memory, to open
+ * the gate before it thaws when its time is over.
  */
 export async function freezeAndSwitch(
   context: EngineContext,
@@ -126,13 +128,20 @@ export async function freezeAndSwitch(
     await volume.whilePaused(change);
     return;
   }
-  await helper.call('prepareFreeze', { mountPoints }, SYNC_TIMEOUT_MS);
+  const gates = [{ memoryFd: HELPER_FD_FIRST }];
+  await helper.call('prepareFreeze', { mountPoints, gates }, SYNC_TIMEOUT_MS);
   const startedAt = performance.now();
   const { frozenByOthers } = await helper.call('freeze', {}, FREEZE_TIMEOUT_MS);
   try {
+    failPoint('frozen');
     await volume.whilePaused(change);
   } finally {
-    await helper.call('thaw', {}, FREEZE_TIMEOUT_MS);
+    // Whoever thawed before us did no harm: T0 is the switch. One that does not thaw in time is seen to by the keeper.
+    await helper
+      .call('thaw', {}, FREEZE_TIMEOUT_MS)
+      .catch((error: unknown) =>
+        context.emit({ event: 'volume.thaw', level: 'warning', message: `${volume.record.name}: ${messageOf(error)}` }),
+      );
   }
   context.emit({
     event: 'volume.frozen',
@@ -142,26 +151,6 @@ export async function freezeAndSwitch(
     freezeMs: Math.round(performance.now() - startedAt),
     frozenByOthers,
   });
-}
-
-/** The words of a store that begins. Under the closed gate. */
-export function beginStore(volume: Volume, config: StoreConfig): void {
-  const { memory } = volume;
-  memory.set(Word.FAILED, 0);
-  memory.set(Word.NEXT_SLOT, 0);
-  memory.set(Word.SLOT_COUNT, config.slots.reduce((sum, run) => sum + run.count, 0) | 0);
-  memory.set(Word.CHANGED, 0);
-  memory.set(Word.HEADER_STATE, HeaderState.DIRTY);
-  memory.set(Word.MODE, Mode.SNAPSHOT);
-}
-
-/** Marks the blocks of a store from a place on, in the current map. Under the closed gate. */
-export function markStoreBlocks(volume: Volume, config: StoreConfig, fromPlace: number): void {
-  if (config.kind !== 'origin') return;
-  for (const extent of config.extents) {
-    const skip = Math.max(0, fromPlace - extent.place);
-    if (skip < extent.count) volume.memory.mark(extent.block + skip, extent.block + extent.count - 1);
-  }
 }
 
 /** The part of a store that an incremental file keeps: header and index. */
@@ -192,6 +181,17 @@ export function snapshotLinks(minor: number, alias: SnapshotRecord['alias']): st
   return [`/dev/cowbird${minor}`, ...(alias === null ? [] : [`/dev/${alias}${minor}`])];
 }
 
+/** Gives everybody the store of the current record. Only with the gate closed, or before anything is served. */
+export function configureStore(volume: Volume): void {
+  const { snapshot } = volume.record;
+  if (snapshot === null || snapshot.store.placeCount === 0) {
+    volume.setStore(undefined);
+    return;
+  }
+  const dirtyHeader = headerFor(volume, snapshot, { clean: false, changedBlocks: 0 });
+  volume.setStore({ config: snapshot.store, dirtyHeader }, storeDeviceOf(volume.storeFd, snapshot.store.placeCount));
+}
+
 /** Brings the snapshot's device up and records it. */
 export async function openSnapshotDevice(context: EngineContext, { volume, snapshot }: Tracked): Promise<string> {
   const { record, fd } = await undoing(context, (undo: Undo) =>
@@ -220,17 +220,13 @@ export async function openSnapshotDevice(context: EngineContext, { volume, snaps
 /** Takes the snapshot's device down, if there is one. Its openers must be gone. */
 export async function closeSnapshotDevice(context: EngineContext, { volume, snapshot }: Tracked): Promise<void> {
   if (snapshot.device === null || volume.snapshotFuseFd === undefined) return;
+  const { fuseFd } = snapshot.device;
   await closeDevice(context, snapshot.device, volume.snapshotFuseFd);
   snapshot.device = null;
   volume.snapshotFuseFd = undefined;
+  // First nothing names the descriptor any more, then it goes: a new engine must find what the record names.
   await saveRecord(context, volume);
-}
-
-/** Closes the descriptors of a store of its own. */
-export async function closeStoreFds(context: EngineContext, volume: Volume, storeFd: number | null): Promise<void> {
-  if (volume.storeFd !== undefined) libc.close(volume.storeFd);
-  volume.storeFd = undefined;
-  if (storeFd !== null) await context.keeper.call('closeFds', { fds: [storeFd] });
+  await context.keeper.call('closeFds', { fds: [fuseFd] });
 }
 
 /** Device of a store of its own, for `Volume.setStore`. */

@@ -1,19 +1,13 @@
-/**
- * One attached volume in the control thread: its record, its shared memory, and the gate.
- *
- * The gate holds writes back for the instant of a switch. Closing it: set the word, then wait until no worker is inside a
- * write of this volume, for a bounded time; if that runs out the gate opens again and the operation fails. While it is
- * closed only memory is changed: an I/O could wait, through another volume, for a worker that waits at this gate.
- */
+/** One attached volume in the control thread: its record, its shared memory, its gate and its store. */
 import { type BlockDevice, FdDevice } from '../block/device.js';
 import { CowbirdError } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
-import { BLOCK_BYTES, MAX_WORKERS, VolumeMemory, Word } from '../tracer/layout.js';
+import { whileGateClosed } from '../tracer/gate.js';
+import { BLOCK_BYTES, VolumeMemory, Word } from '../tracer/layout.js';
 import { type StoreInUse, Tracer } from '../tracer/tracer.js';
+import { runStepsAsync } from './async-steps.js';
 import type { Pool } from './pool.js';
 import type { VolumeRecord } from './records.js';
-
-const GATE_TIMEOUT_MS = 5_000;
 
 /** This process's duplicates of the keeper's descriptors. */
 export interface VolumeFds {
@@ -99,40 +93,11 @@ export class Volume {
 
   /** Closes the gate, runs `change` (memory only), opens the gate. Returns what it returned. */
   async whilePaused<T>(change: () => T): Promise<T> {
-    this.memory.set(Word.GATE, 1);
     try {
-      const deadline = Date.now() + GATE_TIMEOUT_MS;
-      while (this.#isBusy()) {
-        if (Date.now() > deadline) {
-          throw new CowbirdError(
-            'ETIMEDOUT',
-            `Writes to ${this.record.name} did not end within ${GATE_TIMEOUT_MS} ms: its origin may hang`,
-            { outcome: 'failed' },
-          );
-        }
-        await new Promise((resolve) => setTimeout(resolve, 1));
-      }
-      return change();
-    } finally {
-      this.memory.set(Word.GATE, 0);
-      this.wake(Word.GATE);
+      return await runStepsAsync(whileGateClosed(this.memory, (word) => this.wake(word), change));
+    } catch (error) {
+      if (!(error instanceof CowbirdError) || error.code !== 'ETIMEDOUT') throw error;
+      throw new CowbirdError('ETIMEDOUT', `${this.record.name}: ${error.message}`, { outcome: 'failed' });
     }
-  }
-
-  #isBusy(): boolean {
-    for (let worker = 0; worker < MAX_WORKERS; worker++) {
-      if (this.memory.get(Word.BUSY + worker) !== 0) return true;
-    }
-    return false;
-  }
-
-  /** Forgets what the dead engine's workers had in hand: their requests come again, so nothing is lost. */
-  clearInFlight(): void {
-    const { memory } = this;
-    for (let worker = 0; worker < MAX_WORKERS; worker++) memory.set(Word.BUSY + worker, 0);
-    memory.set(Word.STORE_WRITES, 0);
-    memory.set(Word.HEADER_LOCK, 0);
-    memory.set(Word.GATE, 0);
-    for (let block = 0; block < 65_536; block++) memory.set(memory.claimWord(block), 0);
   }
 }

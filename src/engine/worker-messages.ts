@@ -1,5 +1,7 @@
 /** What the control thread and the workers say to each other. Everything hot goes through shared memory instead. */
+
 import type { StoreInUse } from '../tracer/tracer.js';
+import type { ArmedPoint } from './fail-points.js';
 
 /** The store of a volume as a worker needs it: the configuration and where its device is. */
 export interface WorkerStore extends StoreInUse {
@@ -34,6 +36,8 @@ export type ToWorker =
   | { type: 'removeSession'; sessionId: string }
   /** Answered with `synced` once everything before it is in effect. */
   | { type: 'sync'; token: number }
+  /** Tests only; see `fail-points.ts`. */
+  | { type: 'failPoint'; point: ArmedPoint }
   | { type: 'stop' };
 
 export type FromWorker =

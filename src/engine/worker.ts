@@ -15,6 +15,7 @@ import { VolumeMemory, Word } from '../tracer/layout.js';
 import { readSnapshot } from '../tracer/snapshot-view.js';
 import { runSteps } from '../tracer/steps.js';
 import { type RequestContext, Tracer } from '../tracer/tracer.js';
+import { arm, withFailPoints } from './fail-points.js';
 import type { FromWorker, ToWorker, WorkerSession, WorkerStart, WorkerStore, WorkerVolume } from './worker-messages.js';
 
 /** A sleeper looks again at the latest after this time, so that a lost wake-up costs time, never a hang. */
@@ -152,6 +153,9 @@ export class PoolWorker {
       case 'sync':
         this.#post({ type: 'synced', worker: this.#start.number, token: message.token });
         break;
+      case 'failPoint':
+        arm(message.point);
+        break;
       case 'stop':
         this.#stopping = true;
         break;
@@ -209,8 +213,12 @@ export class PoolWorker {
       readOnly: volume.readOnly,
       read: (buffer, lengthBytes, offset) => tracer.origin.read(buffer, DATA_OFFSET, lengthBytes, offset),
       write: (buffer, lengthBytes, offset) =>
-        runSteps(tracer.write(context, buffer, DATA_OFFSET, lengthBytes, offset), wait),
-      zero: (offset, lengthBytes, unmap) => runSteps(tracer.zero(context, offset, lengthBytes, unmap), wait),
+        runSteps(
+          withFailPoints(tracer.write(context, buffer, DATA_OFFSET, lengthBytes, offset), context.scratch),
+          wait,
+        ),
+      zero: (offset, lengthBytes, unmap) =>
+        runSteps(withFailPoints(tracer.zero(context, offset, lengthBytes, unmap), context.scratch), wait),
       flush: () => runSteps(tracer.flush(), wait),
     };
   }

@@ -11,8 +11,8 @@ import { decodeEntries } from '../cow/index-codec.js';
 import { assert } from '../sys/errors.js';
 import { BLOCK_BYTES, isBitSet, type VolumeMemory } from './layout.js';
 import type { Steps } from './steps.js';
+import { writePlaces } from './store-io.js';
 import type { StoreMap } from './store-map.js';
-import { writePlaces } from './tracer.js';
 
 export const ENTRIES_PER_PAGE = BLOCK_BYTES / ENTRY_SIZE_BYTES;
 

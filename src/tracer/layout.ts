@@ -35,7 +35,7 @@ export const Word = {
   MODE: 0,
   /** 0, or the positive errno with which the snapshot failed. */
   FAILED: 1,
-  /** 1 while writes are held. */
+  /** Whether writes are held; see {@link Gate}. */
   GATE: 2,
   HEADER_STATE: 3,
   /** Held while the header on disk is being changed. */
@@ -52,14 +52,25 @@ export const Word = {
   MAP: 9,
   /** Store writes in flight; a foreign write into the store waits for 0. */
   STORE_WRITES: 10,
-  /** Set once when a worker ran into something that the control thread must look at. */
-  ATTENTION: 11,
+  /** How far the switch of the pending operation came; see {@link SwitchState}. */
+  SWITCH: 11,
+  /** Not 0 once anything was written since the volume was attached: a reload can then not be trusted. */
+  WRITTEN: 12,
   /** One word a worker: 1 while it is inside a write of this volume. */
   BUSY: 64,
 } as const;
 
 export const Mode = { PASSTHROUGH: 0, INCREMENTAL: 1, SNAPSHOT: 2 } as const;
 export type Mode = (typeof Mode)[keyof typeof Mode];
+
+/**
+ * Writes go in; writes are held back; the words of a mode are being changed. A closed gate may be opened by whoever must
+ * end a freeze. In a switch it may not: who wants to has to wait for its end, or for the end of the process.
+ */
+export const Gate = { OPEN: 0, CLOSED: 1, SWITCHING: 2 } as const;
+
+/** Of the operation that the volume's record names as pending: nothing switched yet; in the middle of it; switched. */
+export const SwitchState = { BEFORE: 0, WITHIN: 1, AFTER: 2 } as const;
 
 /** The header on disk: says unclean; is being made clean; says clean. */
 export const HeaderState = { DIRTY: 0, CLEANING: 1, CLEAN: 2 } as const;
@@ -198,6 +209,16 @@ function popCount(value: number): number {
   let v = value - ((value >>> 1) & 0x5555_5555);
   v = (v & 0x3333_3333) + ((v >>> 2) & 0x3333_3333);
   return Math.imul((v + (v >>> 4)) & 0x0f0f_0f0f, 0x0101_0101) >>> 24;
+}
+
+/** How many bits are set. */
+export function countBits(map: Int32Array): number {
+  let count = 0;
+  for (let word = 0; word < map.length; word++) {
+    const bits = Atomics.load(map, word);
+    if (bits !== 0) count += popCount(bits);
+  }
+  return count;
 }
 
 /** Runs of set bits among blocks `[from, blockCount)`, ascending. */

@@ -20,9 +20,11 @@
  */
 import type { BlockDevice, IoBuffer } from '../block/device.js';
 import { assert, errnoOfError, messageOf } from '../sys/errors.js';
-import { BLOCK_BYTES, CLAIM_COUNT, HeaderState, Mode, type VolumeMemory, Word } from './layout.js';
+import { BLOCK_BYTES, CLAIM_COUNT, Gate, HeaderState, Mode, type VolumeMemory, Word } from './layout.js';
 import type { Steps } from './steps.js';
+import { writePlaces } from './store-io.js';
 import { type StoreConfig, StoreMap } from './store-map.js';
+import { nonZeroRuns } from './zeros.js';
 
 /** Store full: EFBIG, as dattobd reports it. */
 export const STORE_FULL = 27;
@@ -110,6 +112,7 @@ export class Tracer {
       try {
         if (this.memory.get(Word.MODE) === Mode.PASSTHROUGH) {
           const piece = Math.min(end - position, PASSTHROUGH_ZERO_BYTES);
+          this.#noteUntracked();
           yield { kind: 'zero', device: this.origin, lengthBytes: piece, offset: position, unmap };
           position += piece;
         } else {
@@ -154,10 +157,13 @@ export class Tracer {
   *#beforeWrite(context: RequestContext, offset: number, lengthBytes: number): Steps {
     const { memory } = this;
     const mode = memory.get(Word.MODE);
-    if (mode === Mode.PASSTHROUGH) return;
+    if (mode === Mode.PASSTHROUGH) {
+      this.#noteUntracked();
+      return;
+    }
     const first = Math.floor(offset / BLOCK_BYTES);
     const last = Math.floor((offset + lengthBytes - 1) / BLOCK_BYTES);
-    if (memory.get(Word.HEADER_STATE) !== HeaderState.DIRTY) yield* this.#makeDirty(context);
+    if (memory.get(Word.HEADER_STATE) !== HeaderState.DIRTY) yield* this.makeDirty(context);
     if (this.#store !== undefined && this.#store.map.firstOwnBlock(first, last) >= 0) yield* this.#foreignWrite();
     if (mode === Mode.SNAPSHOT && memory.get(Word.FAILED) === 0) {
       try {
@@ -167,6 +173,11 @@ export class Tracer {
       }
     }
     memory.mark(first, last);
+  }
+
+  /** A write that nobody tracks: a COW file from before it can no longer be gone on with. */
+  #noteUntracked(): void {
+    if (this.memory.get(Word.WRITTEN) === 0) this.memory.set(Word.WRITTEN, 1);
   }
 
   /** Saves what is not saved yet of blocks `first` to `last`. Stops without an error once the snapshot has failed. */
@@ -282,7 +293,7 @@ export class Tracer {
   }
 
   /** Makes the header on disk say "unclean", durably, before the first write since it was made clean. */
-  *#makeDirty(context: RequestContext): Steps {
+  *makeDirty(context: RequestContext): Steps {
     const { memory } = this;
     yield* this.lockHeader();
     try {
@@ -316,19 +327,20 @@ export class Tracer {
     const busy = Word.BUSY + context.worker;
     for (;;) {
       memory.set(busy, 1);
-      if (memory.get(Word.GATE) === 0) {
+      const gate = memory.get(Word.GATE);
+      if (gate === Gate.OPEN) {
         this.hooks.refresh();
         return;
       }
       this.#leave(context);
-      yield { kind: 'wait', word: Word.GATE, value: 1 };
+      yield { kind: 'wait', word: Word.GATE, value: gate };
     }
   }
 
   #leave(context: RequestContext): void {
     const busy = Word.BUSY + context.worker;
     this.memory.set(busy, 0);
-    if (this.memory.get(Word.GATE) !== 0) this.hooks.wake(busy);
+    if (this.memory.get(Word.GATE) !== Gate.OPEN) this.hooks.wake(busy);
   }
 
   *#claim(context: RequestContext, block: number): Steps {
@@ -354,46 +366,3 @@ export class Tracer {
 const CLAIM_AWAITED = 0x1_0000;
 /** Longest hole punched in one piece in passthrough: a bound on how long a closing gate waits. */
 const PASSTHROUGH_ZERO_BYTES = 268_435_456;
-
-/** Writes blocks from the start of `buffer` to places of the store, one I/O for each piece that is contiguous there. */
-export function* writePlaces(
-  store: { map: StoreMap; device: BlockDevice },
-  buffer: IoBuffer,
-  places: readonly number[],
-): Steps {
-  let done = 0;
-  while (done < places.length) {
-    const place = places[done];
-    assert(place !== undefined, 'a place to write');
-    const { offset, run } = store.map.locate(place);
-    let count = 1;
-    while (count < run && done + count < places.length && places[done + count] === place + count) count++;
-    const lengthBytes = count * BLOCK_BYTES;
-    yield { kind: 'write', device: store.device, buffer, at: done * BLOCK_BYTES, lengthBytes, offset };
-    done += count;
-  }
-}
-
-/** The runs of whole blocks (cut to the range) that hold anything but zeros. */
-export function nonZeroRuns(bytes: Uint8Array, offset: number): Array<{ offset: number; lengthBytes: number }> {
-  const runs: Array<{ offset: number; lengthBytes: number }> = [];
-  let at = 0;
-  while (at < bytes.byteLength) {
-    const end = Math.min(bytes.byteLength, at + BLOCK_BYTES - ((offset + at) % BLOCK_BYTES));
-    if (!isZero(bytes, at, end)) {
-      const previous = runs.at(-1);
-      if (previous !== undefined && previous.offset + previous.lengthBytes === offset + at)
-        previous.lengthBytes += end - at;
-      else runs.push({ offset: offset + at, lengthBytes: end - at });
-    }
-    at = end;
-  }
-  return runs;
-}
-
-const ZEROS = Buffer.alloc(BLOCK_BYTES);
-
-/** Whether a piece of at most one block is all zeros. */
-export function isZero(bytes: Uint8Array, start: number, end: number): boolean {
-  return ZEROS.compare(bytes, start, end, 0, end - start) === 0;
-}

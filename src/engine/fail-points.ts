@@ -1,0 +1,90 @@
+/**
+ * Named points at which a test may end the engine.
+ *
+ * With COWBIRD_FAIL_POINTS=1 in the daemon's environment the file `fail-point` in the run directory names a point and how
+ * many times it is to be passed first (`after-append 17`). The engine takes the file away when it has read it, and ends
+ * itself with SIGKILL when that point is reached: the same end as any other, at a place that a random moment rarely meets.
+ * Without the variable nothing is looked at.
+ */
+import { readFileSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import type { IoBuffer } from '../block/device.js';
+import { errnoOfError } from '../sys/errors.js';
+import type { Steps } from '../tracer/steps.js';
+
+const ENABLED = process.env['COWBIRD_FAIL_POINTS'] === '1';
+
+export interface ArmedPoint {
+  name: string;
+  /** Times that it may still be passed. */
+  passes: number;
+}
+
+let armed: ArmedPoint | undefined;
+
+/** Sets or clears the point of this thread. */
+export function arm(point: ArmedPoint | undefined): void {
+  armed = point;
+}
+
+/** Reads and removes the file that names a point; undefined where there is none. */
+export function takeFailPoint(runDir: string): ArmedPoint | undefined {
+  if (!ENABLED) return undefined;
+  const path = join(runDir, 'fail-point');
+  let text: string;
+  try {
+    text = readFileSync(path, 'utf8');
+  } catch (error) {
+    if (errnoOfError(error) === 2) return undefined;
+    throw error;
+  }
+  const [name = '', passes = '0'] = text.trim().split(' ');
+  arm({ name, passes: Number(passes) });
+  // Taken away last: whoever waits for that finds the point armed.
+  rmSync(path);
+  return armed;
+}
+
+/** Ends the process when this is the armed point. */
+export function failPoint(name: string): void {
+  if (!ENABLED || armed?.name !== name) return;
+  if (armed.passes-- > 0) return;
+  process.kill(process.pid, 'SIGKILL');
+  // The signal is asynchronous for the other threads, not for what this one would do next.
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0);
+}
+
+/**
+ * The steps of a write, with the points between them. Where nothing can be armed these are the steps themselves. What is
+ * written from `scratch` goes to the store; the request's own data lies elsewhere.
+ */
+export function withFailPoints<T>(steps: Steps<T>, scratch: IoBuffer): Steps<T> {
+  return ENABLED ? watched(steps, scratch) : steps;
+}
+
+function* watched<T>(steps: Steps<T>, scratch: IoBuffer): Steps<T> {
+  let hasSaved = false;
+  let next = steps.next();
+  while (next.done !== true) {
+    const step = next.value;
+    const isAppend = step.kind === 'write' && step.buffer === scratch;
+    const changesOrigin = step.kind === 'zero' || (step.kind === 'write' && !isAppend);
+    if (step.kind === 'read') failPoint('after-claim');
+    if (changesOrigin && hasSaved) failPoint('after-index');
+    if (changesOrigin) failPoint('before-origin-write');
+    try {
+      yield step;
+    } catch (error) {
+      next = steps.throw(error);
+      continue;
+    }
+    if (step.kind === 'read') failPoint('after-read');
+    if (isAppend) {
+      hasSaved = true;
+      failPoint('after-append');
+    }
+    next = steps.next();
+  }
+  failPoint('before-reply');
+  return next.value;
+}

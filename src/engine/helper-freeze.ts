@@ -1,0 +1,106 @@
+/**
+ * The helper's part of a freeze, and its watchdog: whatever becomes of the engine, a file system is thawed in time.
+ *
+ * The freeze ends when the engine asks for it; when the parent goes; or after its time. Nobody asking means that the engine
+ * is dead, or hangs with the gate of a volume closed: then writeback waits for the gate, and a thaw would wait for writeback.
+ * So the gate is opened first, unless a switch is under way in it, whose end comes at once or with the engine's end.
+ */
+import { statSync } from 'node:fs';
+import { errnoOfError } from '../sys/errors.js';
+import { freeze, thaw } from '../sys/fsfile.js';
+import * as libc from '../sys/libc.js';
+import { Gate, Word } from '../tracer/layout.js';
+import type { HelperCalls } from './helper-calls.js';
+
+const EBUSY = 16;
+const EINVAL = 22;
+/** A freeze is ended after this time even if nobody asks for it. */
+const FREEZE_MS_MAX = 5_000;
+const CONTROL_BYTES = 4096;
+
+const prepared: number[] = [];
+const frozen: number[] = [];
+const gates: Array<{ words: Int32Array; address: number }> = [];
+let thawTimer: NodeJS.Timeout | undefined;
+
+/** Opens and syncs the mounts, so that the freeze itself is short. */
+export function prepareFreeze(params: HelperCalls['prepareFreeze']['params']): null {
+  for (const { memoryFd } of params.gates) {
+    const mapping = libc.mapShared(memoryFd, 0, CONTROL_BYTES);
+    gates.push({ words: new Int32Array(mapping.bytes), address: mapping.address });
+  }
+  for (const mountPoint of params.mountPoints) {
+    const fd = openMount(mountPoint);
+    prepared.push(fd);
+    libc.syncfs(fd);
+  }
+  return null;
+}
+
+function openMount(mountPoint: string): number {
+  return libc.open(mountPoint, libc.O_RDONLY + (statSync(mountPoint).isDirectory() ? libc.O_DIRECTORY : 0));
+}
+
+export function freezePrepared(): { frozenByOthers: boolean } {
+  let frozenByOthers = false;
+  thawTimer = setTimeout(endFreeze, FREEZE_MS_MAX);
+  try {
+    for (const fd of prepared) {
+      try {
+        freeze(fd);
+        frozen.push(fd);
+      } catch (error) {
+        // Somebody else's freeze: the file system is as still as we need it, and not ours to thaw.
+        if (errnoOfError(error) !== EBUSY) throw error;
+        frozenByOthers = true;
+      }
+    }
+  } catch (error) {
+    thawAll();
+    throw error;
+  }
+  return { frozenByOthers };
+}
+
+export function frozenCount(): number {
+  return frozen.length;
+}
+
+/** Thaws everything that this helper froze, in reverse; returns how many were not frozen any more. */
+export function thawAll(): number {
+  clearTimeout(thawTimer);
+  let failures = 0;
+  for (let fd = frozen.pop(); fd !== undefined; fd = frozen.pop()) {
+    try {
+      thaw(fd);
+    } catch {
+      failures++;
+    }
+  }
+  return failures;
+}
+
+/** The end of a freeze that nobody asks for. */
+export function endFreeze(): void {
+  if (frozen.length > 0) {
+    for (const { words, address } of gates) {
+      if (Atomics.compareExchange(words, Word.GATE, Gate.CLOSED, Gate.OPEN) === Gate.CLOSED)
+        libc.futexWake(address + Word.GATE * 4, 0x7fff_ffff);
+    }
+  }
+  thawAll();
+}
+
+export function thawAfterDeath({ mountPoints }: HelperCalls['thawAfterDeath']['params']): null {
+  for (const mountPoint of mountPoints) {
+    const fd = openMount(mountPoint);
+    try {
+      thaw(fd);
+    } catch (error) {
+      if (errnoOfError(error) !== EINVAL) throw error;
+    } finally {
+      libc.close(fd);
+    }
+  }
+  return null;
+}

@@ -1,0 +1,183 @@
+/**
+ * Going on where a dead engine was, in two parts.
+ *
+ * Serving again comes first and waits for nothing: descriptors duplicated from the keeper, a switch that was begun made
+ * whole, what dead workers had in hand forgotten, stores configured, sessions opened, and only then the kernel asked to send
+ * the unanswered requests again.
+ *
+ * Settling comes after, since it needs file systems that this engine serves: what the old engine's helpers had in hand ends,
+ * devices that nobody knows are cleared away, and each operation that was cut off is finished or undone.
+ */
+import { encodeResend } from '../frontend/fuse/wire.js';
+import { boundLoops } from '../sys/blkdev.js';
+import { messageOf, SystemError } from '../sys/errors.js';
+import * as libc from '../sys/libc.js';
+import { ownMounts } from '../sys/mounts.js';
+import { Mode, SwitchState, Word } from '../tracer/layout.js';
+import { recover } from '../tracer/recover.js';
+import { runStepsAsync, withScratch } from './async-steps.js';
+import { removeVolume } from './attach.js';
+import { type EngineContext, withHelper } from './context.js';
+import { closeDevice, isWhole, restoreLinks } from './devices.js';
+import { failPoint } from './fail-points.js';
+import { refuseInUse } from './lookup.js';
+import { type Outcome, resumeSwitch, settle } from './pending.js';
+import type { VolumeRecord } from './records.js';
+import { removeDeadLinks } from './stale.js';
+import { configureStore, saveRecord } from './tracking.js';
+import { Volume } from './volume.js';
+
+const EUCLEAN = 117;
+
+/** Volumes whose pending operation has switched, and is to be finished. */
+export type Switched = ReadonlySet<string>;
+
+/** Serves the volumes of the records again. One that cannot be is reported, and the others go on. */
+export async function serveAgain(
+  context: EngineContext,
+  records: readonly VolumeRecord[],
+  onAttention: () => void,
+): Promise<Switched> {
+  const switched = new Set<string>();
+  await context.pool.grow(Math.max(...records.map((record) => record.workers)));
+  for (const record of records) {
+    try {
+      if (await serveVolume(context, record, onAttention)) switched.add(record.id);
+    } catch (error) {
+      context.emit({
+        event: 'volume.stuck',
+        level: 'error',
+        message: `${record.name} is not served: ${messageOf(error)}. \`cowbird daemon restart\` tries again`,
+        volume: record.name,
+      });
+    }
+    failPoint('resuming');
+  }
+  return switched;
+}
+
+async function serveVolume(context: EngineContext, record: VolumeRecord, onAttention: () => void): Promise<boolean> {
+  const { keeper, pool, volumes } = context;
+  const duplicate = (fd: number): number => libc.duplicateFrom(keeper.pid, fd);
+  const fds = {
+    origin: duplicate(record.opened.originFd),
+    fuse: duplicate(record.device.fuseFd),
+    memory: duplicate(record.opened.memoryFd),
+  };
+  const volume = new Volume(record, fds, pool, onAttention);
+  const isSwitched = resumeSwitch(volume);
+  requireAgreement(volume);
+  const { snapshot } = record;
+  if (snapshot !== null && snapshot.storeFd !== null) volume.storeFd = duplicate(snapshot.storeFd);
+  volume.announce();
+  configureStore(volume);
+  await withScratch((scratch) => runStepsAsync(recover(volume.tracer, { worker: 0, scratch })));
+  volumes.set(record.id, volume);
+  volume.serve();
+  askAgain(context, fds.fuse);
+  if (snapshot === null || snapshot.device === null) return isSwitched;
+  volume.snapshotFuseFd = duplicate(snapshot.device.fuseFd);
+  pool.addSession({
+    id: snapshot.device.id,
+    volumeId: record.id,
+    kind: 'snapshot',
+    fd: volume.snapshotFuseFd,
+    concurrency: record.workers,
+  });
+  askAgain(context, volume.snapshotFuseFd);
+  return isSwitched;
+}
+
+/** Record and memory name the same mode, or nobody knows which map belongs to which sequence: the series says so. */
+function requireAgreement({ memory, record, tracer }: Volume): void {
+  const { snapshot } = record;
+  if (record.pending === null) memory.set(Word.SWITCH, SwitchState.BEFORE);
+  if (snapshot === null) {
+    memory.set(Word.MODE, Mode.PASSTHROUGH);
+    return;
+  }
+  const expected = snapshot.mode === 'snapshot' ? Mode.SNAPSHOT : Mode.INCREMENTAL;
+  if (memory.get(Word.MODE) === expected || snapshot.unverified) return;
+  snapshot.unverified = true;
+  snapshot.failure =
+    'its record and its memory disagree: begin a new series, and compare contents for its first backup';
+  tracer.fail(EUCLEAN);
+}
+
+function askAgain(context: EngineContext, fd: number): void {
+  const message = encodeResend();
+  const memory = libc.mapLocked(4096);
+  new Uint8Array(memory.bytes).set(message);
+  if (libc.fast.write(fd, memory.address, message.byteLength) < 0) {
+    const error = new SystemError('FUSE_NOTIFY_RESEND', libc.lastErrno());
+    context.emit({ event: 'resend.failed', level: 'error', message: error.message, errno: error.errno });
+  }
+}
+
+/** Finishes or undoes everything that was cut off. Under the engine's lock, before any other operation. */
+export async function settleAll(context: EngineContext, switched: Switched): Promise<Map<number, Outcome>> {
+  const outcomes = new Map<number, Outcome>();
+  await context.keeper.call('oldHelpersGone', {});
+  await clearUnknownDevices(context);
+  for (const volume of [...context.volumes.values()]) {
+    const { pending, detaching } = volume.record;
+    await completeSnapshotDevice(context, volume);
+    if (pending !== null)
+      outcomes.set(pending.requestId, await settle(context, volume, switched.has(volume.record.id)));
+    if (detaching !== null) await settleDetach(context, volume);
+  }
+  return outcomes;
+}
+
+/** Half made devices of operations that no record tells of: their descriptors are closed already, so nothing waits. */
+async function clearUnknownDevices(context: EngineContext): Promise<void> {
+  const known = new Set<string>();
+  for (const { record } of context.volumes.values()) {
+    known.add(record.device.target);
+    if (record.snapshot?.device != null) known.add(record.snapshot.device.target);
+  }
+  const isUnknown = (path: string): boolean => path.startsWith(`${context.paths.fuseDir}/`) && !known.has(path);
+  const loops = boundLoops().filter(({ backingFile }) => isUnknown(backingFile));
+  const targets = ownMounts().filter(({ mountPoint }) => isUnknown(mountPoint));
+  if (loops.length + targets.length === 0) return;
+  await withHelper(context, [], async (helper) => {
+    for (const { node } of loops) await helper.call('releaseLoop', { node });
+    for (const { mountPoint } of targets) await helper.call('umount', { target: mountPoint, lazy: true });
+  });
+  removeDeadLinks([]);
+}
+
+/** A snapshot's device that was being taken down is taken down wholly; the next look brings it up where it belongs. */
+async function completeSnapshotDevice(context: EngineContext, volume: Volume): Promise<void> {
+  const { snapshot } = volume.record;
+  if (snapshot === null || snapshot.device === null || volume.snapshotFuseFd === undefined) return;
+  if (isWhole(snapshot.device)) {
+    restoreLinks(snapshot.device);
+    return;
+  }
+  const { fuseFd } = snapshot.device;
+  await closeDevice(context, snapshot.device, volume.snapshotFuseFd);
+  snapshot.device = null;
+  volume.snapshotFuseFd = undefined;
+  await saveRecord(context, volume);
+  await context.keeper.call('closeFds', { fds: [fuseFd] });
+}
+
+/** A volume that was being detached is gone, or, when somebody has opened it meanwhile, as it was. */
+async function settleDetach(context: EngineContext, volume: Volume): Promise<void> {
+  const { record } = volume;
+  try {
+    if (isWhole(record.device)) await refuseInUse(record.device.node);
+    await removeVolume(context, volume, record.detaching?.forget === true);
+  } catch (error) {
+    record.detaching = null;
+    if (isWhole(record.device)) restoreLinks(record.device);
+    await saveRecord(context, volume);
+    context.emit({
+      event: 'volume.kept',
+      level: 'warning',
+      message: `${record.name} stays attached: ${messageOf(error)}`,
+      volume: record.name,
+    });
+  }
+}

@@ -1,0 +1,39 @@
+/** What of a series outlives the daemon, in the state directory. */
+import { mkdirSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { Word } from '../tracer/layout.js';
+import { writeDurably } from './attach.js';
+import type { EngineContext } from './context.js';
+import type { SavedSeries } from './records.js';
+import type { Volume } from './volume.js';
+
+/** File in the state directory that lets a series go on after a clean stop, or tells why it cannot. */
+export function seriesPath(context: EngineContext, uuid: string): string {
+  return join(context.paths.stateDir, 'series', `${uuid}.json`);
+}
+
+/** Saves what a volume's series is now; with the fingerprint of the origin when its COW file becomes clean. */
+export function saveSeries(context: EngineContext, volume: Volume, fingerprint: Uint8Array | undefined): void {
+  const { snapshot } = volume.record;
+  if (snapshot === null || snapshot.file.path === '') return;
+  const saved: SavedSeries = {
+    format: 1,
+    origin: volume.record.origin,
+    sizeBytes: volume.record.opened.sizeBytes,
+    uuid: snapshot.uuid,
+    sequenceId: snapshot.sequenceId,
+    mode: snapshot.mode,
+    cowFile: snapshot.cowFile,
+    file: snapshot.file,
+    store: snapshot.store,
+    storeBytes: snapshot.storeBytes,
+    startBytes: snapshot.startBytes,
+    fsType: snapshot.fsType,
+    nextSlot: volume.memory.get(Word.NEXT_SLOT) >>> 0,
+    cacheBytes: snapshot.cacheBytes,
+    fingerprint: fingerprint === undefined ? '' : Buffer.from(fingerprint).toString('hex'),
+  };
+  const path = seriesPath(context, snapshot.uuid);
+  mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+  writeDurably(path, JSON.stringify(saved));
+}

@@ -1,0 +1,107 @@
+/**
+ * The switch of each operation: the change of a volume's shared words by which it goes from one mode, map and store to the
+ * next, under the closed gate.
+ *
+ * The memory outlives the engine, so a switch that the engine's death cut off is found half made. Therefore each is told by
+ * plain data, kept by the keeper before it begins, and may be applied again from its beginning: SWITCH says WITHIN before the
+ * first word changes and AFTER behind the last. Nothing writes in between, in the old engine (the gate) or in the new one
+ * (it applies first and serves then), so applying twice is applying once, and T0 is the same instant.
+ */
+import { BLOCK_BYTES, HeaderState, Mode, SwitchState, setBits, type VolumeMemory, Word } from './layout.js';
+import { type StoreConfig, StoreMap } from './store-map.js';
+
+export type Switch =
+  /** The first snapshot of a series. Both maps are empty. */
+  | { kind: 'begin'; store: StoreConfig }
+  /** Snapshot to incremental; `keptPlaces` of the store stay: header and index. */
+  | { kind: 'toIncremental'; before: StoreConfig; keptPlaces: number }
+  /** The next snapshot: `closedMap` ends, the other one, which is empty, begins. */
+  | { kind: 'next'; before: StoreConfig; store: StoreConfig; closedMap: 0 | 1 }
+  /** The store has grown. What is new and not free is the saved copy of itself; its index entry says so already. */
+  | { kind: 'grow'; before: StoreConfig; store: StoreConfig }
+  /** A series that was clean goes on; its index is in memory already. */
+  | { kind: 'reload'; mode: 'incremental' | 'snapshot' }
+  /** Back to passthrough. */
+  | { kind: 'end' };
+
+/** Makes the switch, wholly. Under the closed gate, or before anything is served. */
+export function applySwitch(memory: VolumeMemory, change: Switch): void {
+  memory.set(Word.SWITCH, SwitchState.WITHIN);
+  switch (change.kind) {
+    case 'begin':
+      beginStore(memory, change.store);
+      break;
+    case 'toIncremental':
+      memory.set(Word.MODE, Mode.INCREMENTAL);
+      // What the store gives back is part of the volume again, and not what the last image has there.
+      markStore(memory, memory.map, change.before, change.keptPlaces);
+      break;
+    case 'next': {
+      // Blocks that enter the new store, and all that the old one had, read differently from now on (I6).
+      const closed = memory.maps[change.closedMap];
+      markStore(memory, closed, change.store, 0);
+      markStore(memory, closed, change.before, 0);
+      memory.set(Word.MAP, change.closedMap === 0 ? 1 : 0);
+      beginStore(memory, change.store);
+      break;
+    }
+    case 'grow':
+      for (const { block, count } of keptInPlace(change.before, change.store)) memory.mark(block, block + count - 1);
+      memory.set(Word.SLOT_COUNT, slotCount(change.store) | 0);
+      break;
+    case 'reload':
+      memory.set(Word.HEADER_STATE, HeaderState.CLEAN);
+      memory.set(Word.MODE, change.mode === 'snapshot' ? Mode.SNAPSHOT : Mode.INCREMENTAL);
+      break;
+    case 'end':
+      memory.set(Word.MODE, Mode.PASSTHROUGH);
+      memory.set(Word.FAILED, 0);
+      break;
+  }
+  memory.set(Word.SWITCH, SwitchState.AFTER);
+}
+
+/** The words of a store that begins. The mode comes last. */
+function beginStore(memory: VolumeMemory, store: StoreConfig): void {
+  memory.set(Word.FAILED, 0);
+  memory.set(Word.NEXT_SLOT, 0);
+  memory.set(Word.SLOT_COUNT, slotCount(store) | 0);
+  memory.set(Word.CHANGED, 0);
+  memory.set(Word.HEADER_STATE, HeaderState.DIRTY);
+  memory.set(Word.MODE, Mode.SNAPSHOT);
+}
+
+export function slotCount(store: StoreConfig): number {
+  return store.slots.reduce((sum, run) => sum + run.count, 0);
+}
+
+/** Marks the blocks of a store from a place on, in a given map; the count of the current map follows. */
+function markStore(memory: VolumeMemory, map: Int32Array, store: StoreConfig, fromPlace: number): void {
+  if (store.kind !== 'origin') return;
+  const isCurrent = map === memory.map;
+  for (const extent of store.extents) {
+    const skip = Math.max(0, fromPlace - extent.place);
+    if (skip >= extent.count) continue;
+    const added = setBits(map, extent.block + skip, extent.block + extent.count - 1);
+    if (isCurrent) Atomics.add(memory.words, Word.CHANGED, added);
+  }
+}
+
+/** Runs of the volume's blocks that a store took over by growing and that are not free in it. */
+function* keptInPlace(before: StoreConfig, store: StoreConfig): Generator<{ block: number; count: number }> {
+  if (store.kind !== 'origin') return;
+  const map = new StoreMap(store);
+  let place = before.placeCount;
+  while (place < store.placeCount) {
+    const free = store.slots.find((run) => run.place <= place && place < run.place + run.count);
+    if (free !== undefined) {
+      place = free.place + free.count;
+      continue;
+    }
+    const next = Math.min(store.placeCount, ...store.slots.filter((run) => run.place > place).map((run) => run.place));
+    const { offset, run } = map.locate(place);
+    const count = Math.min(run, next - place);
+    yield { block: offset / BLOCK_BYTES, count };
+    place += count;
+  }
+}
