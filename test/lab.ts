@@ -75,10 +75,12 @@ export class Lab {
   readonly client: { env: NodeJS.ProcessEnv };
   readonly #cleanups: Array<() => Promise<unknown>> = [];
 
-  constructor(t: TestContext) {
+  /** `env`: more of the daemon's environment. */
+  constructor(t: TestContext, env: NodeJS.ProcessEnv = {}) {
     labs.add(this);
     this.env = {
       ...process.env,
+      ...env,
       COWBIRD_RUN_DIR: join(this.folder, 'run'),
       COWBIRD_STATE_DIR: join(this.folder, 'state'),
     };

@@ -5,13 +5,14 @@
  * engine nor keeper makes them. A helper may hang. It runs one call at a time, and thaws what it froze when its parent goes
  * away or `thaw` does not come in time, whatever else happens.
  */
-import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, rmdirSync, writeFileSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, rmdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { bindLoop, releaseLoop, setMaxRequestKib } from '../sys/blkdev.js';
 import { CowbirdError } from '../sys/errors.js';
 import { setImmutable } from '../sys/fsfile.js';
 import * as libc from '../sys/libc.js';
+import { ownMounts } from '../sys/mounts.js';
 import type { HelperCall, HelperCalls } from './helper-calls.js';
 import { endFreeze, freezePrepared, frozenCount, prepareFreeze, thawAfterDeath, thawAll } from './helper-freeze.js';
 import {
@@ -50,6 +51,8 @@ const calls: Implementation = {
   },
   umount({ target, lazy }) {
     libc.umount(target, lazy ? libc.MNT_DETACH : 0);
+    // The mount point is a file of ours; another mount on it, which is in use, keeps it.
+    if (!ownMounts().some((entry) => entry.mountPoint === target)) rmSync(target, { force: true });
     return null;
   },
   bindLoop({ target, readOnly, partitionScan, logicalSectorBytes }) {

@@ -145,6 +145,8 @@ async function conclude(
   const stores = [pending.old?.storeFd, pending.next?.storeFd].filter((fd) => fd != null);
   const fds = stores.filter((fd) => fd !== volume.record.snapshot?.storeFd);
   if (fds.length > 0) await context.keeper.call('closeFds', { fds });
+  // Not before: finishing again would have written an empty list of changes.
+  if (pending.change?.kind === 'next') clearMemory(volume, { index: false, maps: [pending.change.closedMap] });
 }
 
 async function finishKind(context: EngineContext, volume: Volume, pending: PendingOperation): Promise<Finished> {
@@ -155,7 +157,6 @@ async function finishKind(context: EngineContext, volume: Volume, pending: Pendi
       return withDevice(context, volume);
     case 'next': {
       const problem = old === null ? undefined : await closeOldFile(context, volume, old, change.closedMap);
-      clearMemory(volume, { index: false, maps: [change.closedMap] });
       saveSeries(context, volume, undefined);
       const finished = await withDevice(context, volume);
       return problem === undefined ? finished : { ...finished, problem };
@@ -235,7 +236,7 @@ async function removeOrRelease(
   const { node } = volume.record.device;
   await withHelper(context, [], async (helper) => {
     if (!leaveFile) {
-      await helper.call('unlinkStore', { file });
+      if ((await helper.call('isStore', { file })).present) await helper.call('unlinkStore', { file });
     } else if (old.store.kind === 'device' || mountsOn(node).length > 0) {
       await helper.call('setImmutable', { file, immutable: false });
     } else {

@@ -3,6 +3,7 @@ import { dataOffsetBytes } from '../cow/geometry.js';
 import { CowbirdError } from '../sys/errors.js';
 import { BLOCK_BYTES } from '../tracer/layout.js';
 import { type EngineContext, undoing, withHelper } from './context.js';
+import { failPoint } from './fail-points.js';
 import { isMountedWritable, mountsOn, refuseInUse } from './lookup.js';
 import { describeSwitch, endTracking, finish, partial, performSwitch, switchPaused } from './pending.js';
 import type { SnapshotRecord } from './records.js';
@@ -65,6 +66,7 @@ export async function transitionToSnapshot(
       const snapshot = newRecord({ ...old, cacheBytes: 0 }, store, { uuid: old.uuid, sequenceId: old.sequenceId + 1 });
       if (old.fsType === RAW) snapshot.fsType = RAW;
       await writeFirstHeader(volume, snapshot, store);
+      failPoint('header-written');
       requireTransition(target, 'transitionToSnapshot');
       await closeSnapshotDevice(context, target);
       const closedMap = currentMap(volume.memory);
