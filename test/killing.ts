@@ -15,10 +15,10 @@ export async function restarts(lab: Lab): Promise<number> {
   return (await cowbird.daemonStatus(lab.client))?.engineRestarts ?? 0;
 }
 
-/** The engine will end when this point has been passed so many times more. Resolves when it knows. */
-export async function armFailPoint(lab: Lab, name: string, passes = 0): Promise<void> {
+/** The engine will end, or its control thread hang, when this point has been passed so many times more. Resolves when it knows. */
+export async function armFailPoint(lab: Lab, name: string, passes = 0, action = 'kill'): Promise<void> {
   const path = lab.path('run/fail-point');
-  writeFileSync(`${path}.new`, `${name} ${passes}`);
+  writeFileSync(`${path}.new`, `${name} ${passes} ${action}`);
   renameSync(`${path}.new`, path);
   await until(`the fail point ${name} is armed`, () => !existsSync(path), ARM_MS_MAX);
 }
@@ -55,6 +55,7 @@ export function verifiedLoad(
 ): VerifiedLoad {
   const args = [
     '--name=load',
+    '--thread',
     `--directory=${options.directory}`,
     '--rw=randwrite',
     `--bs=${options.blockBytes}`,

@@ -96,6 +96,7 @@ export function eventText({ time, level, event, message }: EventRecord): string 
 /** `cowbird daemon status` */
 export function daemonText(status: DaemonStatus): string {
   const engine = status.enginePid === null ? 'engine being started again' : `engine ${status.enginePid}`;
+  const silence = status.enginePid !== null && !status.engineAnswers ? ' (does not answer now)' : '';
   const restarts = status.engineRestarts === 0 ? '' : `, engine restarted ${status.engineRestarts} times`;
-  return `cowbird ${status.version} runs: keeper ${status.keeperPid}, ${engine}, up ${status.uptimeSeconds} s${restarts}`;
+  return `cowbird ${status.version} runs: keeper ${status.keeperPid}, ${engine}${silence}, up ${status.uptimeSeconds} s${restarts}`;
 }

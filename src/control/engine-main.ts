@@ -60,6 +60,7 @@ const link: KeeperLink = new KeeperLink(parentChannel(), async (call, params): P
   }
   assert(engine !== undefined, 'the engine was started first');
   const running = engine;
+  if (call === 'ping') return null;
   if (call === 'outcome') return running.outcomeOf(v.parse(OutcomeRequest, params).requestId);
   const { requestId, operation, params: operationParams } = v.parse(Request, params);
   if (!isEngineOperation(operation)) throw new CowbirdError('ENOSYS', `The engine has no operation ${operation}`);

@@ -15,18 +15,30 @@ import {
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { pino } from 'pino';
+import * as v from 'valibot';
 import { examineMachine } from '../engine/doctor.js';
 import { EngineKeeper } from '../engine/keeper.js';
+import { infoFromRecords, listFromRecords } from '../engine/keeper-view.js';
 import { cleanUpStale } from '../engine/stale.js';
 import { CowbirdError, messageOf } from '../sys/errors.js';
 import { tryLockFile } from '../sys/fsfile.js';
 import { VERSION } from '../version.js';
 import { EXIT_RUNS_ALREADY } from './launch.js';
 import { pathsFrom } from './paths.js';
-import { API_MAJOR, type DaemonStatus, type EventInput, type EventRecord, type OperationName } from './schema.js';
+import {
+  API_MAJOR,
+  type DaemonStatus,
+  type EventInput,
+  type EventRecord,
+  type OperationName,
+  operations,
+} from './schema.js';
 import { createControlServer } from './server.js';
 
 const paths = pathsFrom(process.env);
+/** How long an engine may take to say what the keeper could say as well. */
+const ANSWER_MS_MAX = 2_000;
+const LATE = Symbol('late');
 const startedAt = Date.now();
 const listeners = new Set<(event: EventRecord) => void>();
 const log = pino({ base: null, timestamp: pino.stdTimeFunctions.isoTime });
@@ -46,13 +58,14 @@ const keeper = new EngineKeeper({
   onEvent: emit,
 });
 
-function status(): DaemonStatus {
+async function status(): Promise<DaemonStatus> {
   return {
     running: true,
     version: VERSION,
     apiMajor: API_MAJOR,
     keeperPid: process.pid,
     enginePid: keeper.enginePid,
+    engineAnswers: await keeper.engineAnswers(),
     uptimeSeconds: Math.floor((Date.now() - startedAt) / 1000),
     engineRestarts: keeper.restarts,
   };
@@ -76,9 +89,28 @@ async function call(operation: OperationName, params: unknown): Promise<unknown>
         });
       });
       return {};
+    case 'list':
+      return orInstead(keeper.request(operation, params), () => listFromRecords(keeper.volumes));
+    case 'info':
+      return orInstead(keeper.request(operation, params), () =>
+        infoFromRecords(keeper.volumes, v.parse(operations.info, params).minor),
+      );
     default:
       return keeper.request(operation, params);
   }
+}
+
+/** The engine's answer, or what the keeper knows itself when that does not come in time. */
+async function orInstead(answer: Promise<unknown>, instead: () => unknown): Promise<unknown> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<typeof LATE>((resolve) => {
+    timer = setTimeout(() => resolve(LATE), ANSWER_MS_MAX);
+  });
+  // Should it still come, or fail, nobody waits for it any more.
+  answer.catch(() => undefined);
+  const first = await Promise.race([answer, late]);
+  clearTimeout(timer);
+  return first === LATE ? instead() : first;
 }
 
 const server = createControlServer({

@@ -15,10 +15,10 @@ import { MAX_WORKERS } from '../tracer/layout.js';
 import { currentRequestId, type EngineContext, refuseForeignLink, undoing, withHelper } from './context.js';
 import { closeDevice, isWhole, openDevice, restoreLinks } from './devices.js';
 import { failPoint } from './fail-points.js';
-import { findVolume, mountsOn, refuseInUse, refuseOwnFiles, refuseSecondUse } from './lookup.js';
+import { findVolume, refuseInUse, refuseOwnFiles, refuseSecondUse } from './lookup.js';
 import type { SavedVolume, VolumeRecord } from './records.js';
+import { describeVolume } from './status.js';
 import { saveRecord } from './tracking.js';
-import type { VolumeInfo } from './types.js';
 import { Volume } from './volume.js';
 
 export interface AttachParams {
@@ -80,7 +80,7 @@ export async function attachVolume(
     });
     saveAttached(context);
     failPoint('attached');
-    const result = { ...describeVolume(volume) };
+    const result = describeVolume(record);
     await keeper.call('putVolume', { volume: record, done: { requestId: currentRequestId(), result } });
     return volume;
   });
@@ -241,23 +241,4 @@ export function writeDurably(path: string, text: string): void {
   } finally {
     libc.close(fd);
   }
-}
-
-/** What `list` says of a volume. */
-export function describeVolume(volume: Volume): VolumeInfo {
-  const { record } = volume;
-  const mounts = mountsOn(record.device.node);
-  return {
-    name: record.name,
-    device: record.device.node,
-    link: record.device.links[0] ?? '',
-    origin: record.origin,
-    sizeBytes: record.opened.sizeBytes,
-    readOnly: record.opened.readOnly,
-    logicalSectorBytes: record.opened.logicalSectorBytes,
-    workers: record.workers,
-    mounted: mounts.map((entry) => entry.mountPoint),
-    minor: record.snapshot?.minor ?? null,
-    mode: record.snapshot === null ? 'passthrough' : record.snapshot.mode,
-  };
 }

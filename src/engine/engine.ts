@@ -6,7 +6,7 @@
 import { rmSync } from 'node:fs';
 import { CowbirdError, errnoOfError, messageOf } from '../sys/errors.js';
 import { Word } from '../tracer/layout.js';
-import { type AttachParams, attachVolume, describeVolume, detachVolume, loadAttached, removeVolume } from './attach.js';
+import { type AttachParams, attachVolume, detachVolume, loadAttached, removeVolume } from './attach.js';
 import { makeClean } from './cleaning.js';
 import { type EngineContext, type EnginePaths, Mutex } from './context.js';
 import { abandonDevice } from './devices.js';
@@ -20,7 +20,7 @@ import { type ReloadParams, reload } from './reload.js';
 import { serveAgain, settleAll } from './resume.js';
 import type { Keeper } from './services.js';
 import { type SetupParams, setupSnapshot } from './setup.js';
-import { changesReport, StatusFile, statusDocument } from './status.js';
+import { changesReport, describeVolume, StatusFile, statusDocument } from './status.js';
 import { closeSnapshotDevice, DEFAULT_CACHE_BYTES, requireTransition, saveRecord, tracked } from './tracking.js';
 import { destroy, type ToSnapshotParams, transitionToIncremental, transitionToSnapshot } from './transitions.js';
 import type { ChangesReport, StatusDocument, VolumeInfo } from './types.js';
@@ -177,7 +177,7 @@ export class Engine {
         message: `${volume.record.origin} is ${volume.record.device.node}`,
         volume: volume.record.name,
       });
-      return describeVolume(volume);
+      return describeVolume(volume.record);
     });
   }
 
@@ -188,14 +188,14 @@ export class Engine {
   }
 
   async list(): Promise<{ volumes: VolumeInfo[] }> {
-    return { volumes: [...this.#context.volumes.values()].map(describeVolume) };
+    return { volumes: [...this.#context.volumes.values()].map(({ record }) => describeVolume(record)) };
   }
 
   /** Right at the moment of the call: looks at the mounts itself. */
   async info(minor: number | undefined): Promise<StatusDocument> {
     const look = this.#mutex.run(() => this.#watch.look());
     await Promise.race([look, new Promise((resolve) => setTimeout(resolve, LOOK_MS_MAX))]);
-    return statusDocument(this.#context, minor);
+    return statusDocument(this.#context.volumes.values(), minor);
   }
 
   setupSnapshot(params: SetupParams): Promise<{ device: string }> {

@@ -1,10 +1,10 @@
 /**
- * Named points at which a test may end the engine.
+ * Named points at which a test may end the engine, or make its control thread hang.
  *
- * With COWBIRD_FAIL_POINTS=1 in the daemon's environment the file `fail-point` in the run directory names a point and how
- * many times it is to be passed first (`after-append 17`). The engine takes the file away when it has read it, and ends
- * itself with SIGKILL when that point is reached: the same end as any other, at a place that a random moment rarely meets.
- * Without the variable nothing is looked at.
+ * With COWBIRD_FAIL_POINTS=1 in the daemon's environment the file `fail-point` in the run directory names a point, how many
+ * times it is to be passed first, and what is to happen then (`after-append 17 kill`). The engine takes the file away when it
+ * has read it. `kill` is SIGKILL: the same end as any other, at a place that a random moment rarely meets. Without the
+ * variable nothing is looked at.
  */
 import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
@@ -18,6 +18,7 @@ export interface ArmedPoint {
   name: string;
   /** Times that it may still be passed. */
   passes: number;
+  action: 'kill' | 'hang';
 }
 
 let armed: ArmedPoint | undefined;
@@ -38,8 +39,8 @@ export function takeFailPoint(runDir: string): ArmedPoint | undefined {
     if (errnoOfError(error) === 2) return undefined;
     throw error;
   }
-  const [name = '', passes = '0'] = text.trim().split(' ');
-  arm({ name, passes: Number(passes) });
+  const [name = '', passes = '0', action = 'kill'] = text.trim().split(' ');
+  arm({ name, passes: Number(passes), action: action === 'hang' ? 'hang' : 'kill' });
   // Taken away last: whoever waits for that finds the point armed.
   rmSync(path);
   return armed;
@@ -49,7 +50,7 @@ export function takeFailPoint(runDir: string): ArmedPoint | undefined {
 export function failPoint(name: string): void {
   if (!ENABLED || armed?.name !== name) return;
   if (armed.passes-- > 0) return;
-  process.kill(process.pid, 'SIGKILL');
+  if (armed.action === 'kill') process.kill(process.pid, 'SIGKILL');
   // The signal is asynchronous for the other threads, not for what this one would do next.
   Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0);
 }

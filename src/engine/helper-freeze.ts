@@ -43,7 +43,7 @@ function openMount(mountPoint: string): number {
 
 export function freezePrepared(): { frozenByOthers: boolean } {
   let frozenByOthers = false;
-  thawTimer = setTimeout(endFreeze, FREEZE_MS_MAX);
+  thawTimer = setTimeout(endLateFreeze, FREEZE_MS_MAX);
   try {
     for (const fd of prepared) {
       try {
@@ -80,15 +80,34 @@ export function thawAll(): number {
   return failures;
 }
 
-/** The end of a freeze that nobody asks for. */
+/** The end of a freeze that nobody asks for: the parent has gone. */
 export function endFreeze(): void {
-  if (frozen.length > 0) {
-    for (const { words, address } of gates) {
-      if (Atomics.compareExchange(words, Word.GATE, Gate.CLOSED, Gate.OPEN) === Gate.CLOSED)
-        libc.futexWake(address + Word.GATE * 4, 0x7fff_ffff);
-    }
-  }
+  if (frozen.length > 0) openGates();
   thawAll();
+}
+
+/** The end of a freeze that takes too long: the engine hangs. */
+function endLateFreeze(): void {
+  if (frozen.length === 0) return;
+  openGates();
+  // A switch takes microseconds: one that is still under way has an engine that will never end it. A thaw would wait for
+  // writeback, and that for this gate. The engine's end brings ours, and a new engine makes the switch.
+  if (gates.some(({ words }) => Atomics.load(words, Word.GATE) === Gate.SWITCHING)) reportHang();
+  else thawAll();
+}
+
+function openGates(): void {
+  for (const { words, address } of gates) {
+    if (Atomics.compareExchange(words, Word.GATE, Gate.CLOSED, Gate.OPEN) === Gate.CLOSED)
+      libc.futexWake(address + Word.GATE * 4, 0x7fff_ffff);
+  }
+}
+
+let reportHang = (): void => undefined;
+
+/** Whom to tell that the engine hangs within a switch. */
+export function onHang(report: () => void): void {
+  reportHang = report;
 }
 
 export function thawAfterDeath({ mountPoints }: HelperCalls['thawAfterDeath']['params']): null {

@@ -14,7 +14,15 @@ import { setImmutable } from '../sys/fsfile.js';
 import * as libc from '../sys/libc.js';
 import { ownMounts } from '../sys/mounts.js';
 import type { HelperCall, HelperCalls } from './helper-calls.js';
-import { endFreeze, freezePrepared, frozenCount, prepareFreeze, thawAfterDeath, thawAll } from './helper-freeze.js';
+import {
+  endFreeze,
+  freezePrepared,
+  frozenCount,
+  onHang,
+  prepareFreeze,
+  thawAfterDeath,
+  thawAll,
+} from './helper-freeze.js';
 import {
   closeStore,
   createStore,
@@ -129,9 +137,12 @@ function run<N extends HelperCall>(name: N, params: HelperCalls[N]['params']): H
 }
 
 const channel = parentChannel();
-new Rpc(channel, async (name, params) => {
+const keeper = new Rpc(channel, async (name, params) => {
   if (!isHelperCall(name)) throw new CowbirdError('ENOSYS', `A helper has no call ${name}`);
   return run(name, params as HelperCalls[typeof name]['params']);
+});
+onHang(() => {
+  keeper.call('engineHangs', {}).catch(() => undefined);
 });
 channel.onEnd(() => {
   endFreeze();

@@ -24,13 +24,15 @@ interface Helper {
 
 export class Helpers {
   readonly #report: (event: EventInput) => void;
+  readonly #onEngineHang: () => void;
   readonly #running = new Map<number, Helper>();
   readonly #leaving = new Set<ChildProcess>();
   #waiting: Array<() => void> = [];
   #next = 1;
 
-  constructor(report: (event: EventInput) => void) {
+  constructor(report: (event: EventInput) => void, onEngineHang: () => void) {
     this.#report = report;
+    this.#onEngineHang = onEngineHang;
   }
 
   /** Starts a helper that inherits the named descriptors as 4, 5, … */
@@ -43,7 +45,8 @@ export class Helpers {
     });
     const number = this.#next++;
     const rpc = new Rpc(childChannel(child), async (name) => {
-      throw new CowbirdError('ENOSYS', `A helper asks for nothing, and not for ${name}`);
+      if (name !== 'engineHangs') throw new CowbirdError('ENOSYS', `A helper does not ask for ${name}`);
+      this.#onEngineHang();
     });
     const helper: Helper = { child, rpc, mountPoints: [], isFreezing: false };
     this.#running.set(number, helper);

@@ -23,6 +23,7 @@ import type { EventInput } from './types.js';
 const BACKOFF_MS_MIN = 10;
 const BACKOFF_MS_MAX = 500;
 const READS: ReadonlySet<string> = new Set(['list', 'info', 'changes', 'getFreeMinor']);
+const PING_MS_MAX = 500;
 /** How often an operation is begun again after it was cut off and undone. */
 const ATTEMPTS_MAX = 5;
 
@@ -62,7 +63,10 @@ export class EngineKeeper {
 
   constructor(options: KeeperOptions) {
     this.#options = options;
-    this.#helpers = new Helpers((event) => options.onEvent(event));
+    this.#helpers = new Helpers(
+      (event) => options.onEvent(event),
+      () => this.#endHanging(),
+    );
   }
 
   get enginePid(): number | null {
@@ -124,6 +128,17 @@ export class EngineKeeper {
     }
   }
 
+  /** Whether an engine answers at once: not one that is being started, nor one that waits for a device. */
+  async engineAnswers(): Promise<boolean> {
+    const ping = this.#engine?.rpc.call('ping', {}, PING_MS_MAX);
+    return ping === undefined
+      ? false
+      : ping.then(
+          () => true,
+          () => false,
+        );
+  }
+
   /** Calls the engine that serves, or is about to; {@link CUT_OFF} when it ended before it answered. */
   async #ask(call: string, params: unknown): Promise<unknown> {
     while (this.#engine === undefined) await new Promise<void>((resolve) => this.#waiting.push(resolve));
@@ -157,6 +172,13 @@ export class EngineKeeper {
     const started = new Promise<void>((resolve) => this.#waiting.push(resolve));
     old.child.kill('SIGKILL');
     await started;
+  }
+
+  /** A helper holds a file system frozen for an engine that does not go on. */
+  #endHanging(): void {
+    const message = 'The engine hangs while a file system is frozen: it is ended, and started again';
+    this.#options.onEvent({ event: 'engine.hangs', level: 'error', message });
+    this.#engine?.child.kill('SIGKILL');
   }
 
   /** Ends the engine for good. The volumes must be detached by then: it has nothing in hand that it could lose. */

@@ -6,20 +6,22 @@ import { allMounts, type MountEntry } from '../sys/mounts.js';
 import { BLOCK_BYTES, setRuns, Word } from '../tracer/layout.js';
 import { VERSION } from '../version.js';
 import type { EngineContext } from './context.js';
+import { mountsOn } from './lookup.js';
+import type { SnapshotRecord, VolumeRecord } from './records.js';
 import { stateNumber } from './states.js';
-import { isActive, type Tracked, tracked, usedBytes } from './tracking.js';
-import type { ChangesReport, SnapshotStatus, StatusDocument } from './types.js';
+import { isActive, tracked, usedBytes, type VolumeView } from './tracking.js';
+import type { ChangesReport, SnapshotStatus, StatusDocument, VolumeInfo } from './types.js';
 
 const MIB = 1_048_576;
 
 /** The status of everything that is tracked, ordered by minor. */
-export function statusDocument(context: EngineContext, minor?: number): StatusDocument {
+export function statusDocument(volumes: Iterable<VolumeView>, minor?: number): StatusDocument {
   const mounts = allMounts();
   const devices: SnapshotStatus[] = [];
-  for (const volume of context.volumes.values()) {
+  for (const volume of volumes) {
     const { snapshot } = volume.record;
     if (snapshot !== null && (minor === undefined || snapshot.minor === minor)) {
-      devices.push(statusOf({ volume, snapshot }, mounts));
+      devices.push(statusOf(volume, snapshot, mounts));
     }
   }
   if (minor !== undefined && devices.length === 0) {
@@ -28,7 +30,7 @@ export function statusDocument(context: EngineContext, minor?: number): StatusDo
   return { version: VERSION, devices: devices.sort((a, b) => a.minor - b.minor) };
 }
 
-function statusOf({ volume, snapshot }: Tracked, mounts: readonly MountEntry[]): SnapshotStatus {
+function statusOf(volume: VolumeView, snapshot: SnapshotRecord, mounts: readonly MountEntry[]): SnapshotStatus {
   const failed = volume.memory.get(Word.FAILED);
   const verified = snapshot.unverified
     ? {}
@@ -76,7 +78,7 @@ export class StatusFile {
   }
 
   update(): void {
-    const text = `${JSON.stringify(statusDocument(this.#context), null, '\t')}\n`;
+    const text = `${JSON.stringify(statusDocument(this.#context.volumes.values()), null, '\t')}\n`;
     if (text === this.#last) return;
     const path = this.#context.paths.info;
     const aside = `${path}.new`;
@@ -112,5 +114,23 @@ export function changesReport(context: EngineContext, minor: number): ChangesRep
     nr_changed_blocks: blocks,
     bytes,
     extents,
+  };
+}
+
+/** What `list` says of a volume. */
+export function describeVolume(record: VolumeRecord): VolumeInfo {
+  const mounts = mountsOn(record.device.node);
+  return {
+    name: record.name,
+    device: record.device.node,
+    link: record.device.links[0] ?? '',
+    origin: record.origin,
+    sizeBytes: record.opened.sizeBytes,
+    readOnly: record.opened.readOnly,
+    logicalSectorBytes: record.opened.logicalSectorBytes,
+    workers: record.workers,
+    mounted: mounts.map((entry) => entry.mountPoint),
+    minor: record.snapshot?.minor ?? null,
+    mode: record.snapshot === null ? 'passthrough' : record.snapshot.mode,
   };
 }

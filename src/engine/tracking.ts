@@ -10,12 +10,19 @@ import { type EngineContext, type Undo, undoing } from './context.js';
 import { closeDevice, openDevice } from './devices.js';
 import { failPoint } from './fail-points.js';
 import { findByMinor, freezePoints, isMountedWritable, mountsOn } from './lookup.js';
-import type { SnapshotRecord } from './records.js';
+import type { SnapshotRecord, VolumeRecord } from './records.js';
 import { HELPER_FD_FIRST, type HelperSession } from './services.js';
 import { type EventName, STATE_TABLE, type StateName, stateName } from './states.js';
 import type { Volume } from './volume.js';
 
 export const DEFAULT_CACHE_BYTES = 314_572_800;
+
+/** What of a volume its status is read from: also without an engine. */
+export interface VolumeView {
+  readonly record: VolumeRecord;
+  readonly blockCount: number;
+  readonly memory: { get(word: number): number };
+}
 
 /** A volume that is tracked, with its record at hand. */
 export interface Tracked {
@@ -44,7 +51,7 @@ export function currentState({ volume, snapshot }: Tracked, mounts: readonly Mou
 }
 
 /** A volume that was set up without a file system is active as long as it is attached. */
-export function isActive(volume: Volume, snapshot: SnapshotRecord, mounts: readonly MountEntry[]): boolean {
+export function isActive(volume: VolumeView, snapshot: SnapshotRecord, mounts: readonly MountEntry[]): boolean {
   return snapshot.fsType === RAW || isMountedWritable(mountsOn(volume.record.device.node, mounts));
 }
 
@@ -99,7 +106,7 @@ export function positionOf(volume: Volume, snapshot: SnapshotRecord): number {
 }
 
 /** Bytes of the COW file that are in use: header, index, saved blocks. */
-export function usedBytes(volume: Volume, snapshot: SnapshotRecord): number {
+export function usedBytes(volume: VolumeView, snapshot: SnapshotRecord): number {
   const base = dataOffsetBytes(volume.blockCount);
   return snapshot.mode === 'incremental' ? base : base + (volume.memory.get(Word.NEXT_SLOT) >>> 0) * BLOCK_BYTES;
 }

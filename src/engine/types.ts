@@ -75,6 +75,8 @@ export interface DaemonStatus {
   keeperPid: number;
   /** Null while the engine is being started again. */
   enginePid: number | null;
+  /** False while it is being started, or waits for a device: then `list` and `info` are answered without it. */
+  engineAnswers: boolean;
   uptimeSeconds: number;
   engineRestarts: number;
 }
