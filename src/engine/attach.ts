@@ -9,6 +9,7 @@ import { cpus } from 'node:os';
 import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import * as v from 'valibot';
+import { VOLUME_NAME } from '../sys/checks.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { MAX_WORKERS } from '../tracer/layout.js';
@@ -32,7 +33,6 @@ export interface AttachParams {
 /** Synchronous I/O in each worker: more of them than cores, so that a device has a queue. */
 export const DEFAULT_WORKERS = Math.max(4, Math.min(8, cpus().length * 2));
 const EBUSY = 16;
-const VOLUME_NAME = /^[A-Za-z0-9._-]{1,64}$/;
 
 /** Attaches an origin. Everything is undone when a step fails. */
 export async function attachVolume(
