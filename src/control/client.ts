@@ -147,7 +147,7 @@ async function post<N extends OperationName>(
 }
 
 function parseAnswer<N extends OperationName>(operation: N, text: string): OperationResults[N] {
-  let answer: { result?: OperationResults[N] };
+  let answer: { result?: OperationResults[N] } | null;
   try {
     answer = JSON.parse(text);
   } catch (cause) {
@@ -160,7 +160,7 @@ function parseAnswer<N extends OperationName>(operation: N, text: string): Opera
     const { code, message, outcome } = failed.output.error;
     throw new CowbirdError(code, message, { outcome });
   }
-  if (answer.result === undefined) {
+  if (answer?.result === undefined) {
     throw new CowbirdError(
       'EPROTO',
       `The daemon does not know ${operation}: restart it with \`cowbird daemon restart\``,

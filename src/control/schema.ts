@@ -7,6 +7,7 @@
  */
 import * as v from 'valibot';
 import type { ChangesReport, DaemonStatus, DoctorReport, StatusDocument, VolumeInfo } from '../engine/types.js';
+import { AbsolutePath, VOLUME_NAME, WholeNumber } from '../sys/checks.js';
 
 export type {
   ChangesReport,
@@ -23,14 +24,13 @@ export type {
 export const API_MAJOR = 1;
 
 const Minor = v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(255));
-const Bytes = v.pipe(v.number(), v.safeInteger(), v.minValue(0));
-const AbsolutePath = v.pipe(v.string(), v.startsWith('/'), v.maxLength(4095));
+const NO_NUL = 'a name has no NUL character';
 /** The volume's node, its link, the origin, or (for detach) its name. */
-const VolumeReference = v.pipe(v.string(), v.minLength(1), v.maxLength(4095));
+const VolumeReference = v.pipe(v.string(), v.minLength(1), v.excludes('\0', NO_NUL), v.maxLength(4095));
+/** As `VolumeReference`; what an empty one is answered with is the engine's, as the peer's users know it. */
+const Device = v.pipe(v.string(), v.excludes('\0', NO_NUL));
 /** Which family of extra device links a snapshot gets beside `/dev/cowbird<minor>`. */
 const DeviceAlias = v.picklist(['datto', 'elastio-snap']);
-
-export const VOLUME_NAME = /^[A-Za-z0-9._-]{1,64}$/;
 
 /** Parameters of every operation that a client may call. All paths are absolute: the client resolves them. */
 export const operations = {
@@ -45,11 +45,11 @@ export const operations = {
   list: v.strictObject({}),
   info: v.strictObject({ minor: v.optional(Minor) }),
   setupSnapshot: v.strictObject({
-    device: v.string(),
+    device: Device,
     cowFile: AbsolutePath,
     minor: Minor,
-    cacheBytes: v.optional(Bytes),
-    storeBytes: v.optional(Bytes),
+    cacheBytes: v.optional(WholeNumber),
+    storeBytes: v.optional(WholeNumber),
     /** dbdctl's rule: a store that is not on the volume itself is EINVAL. */
     onVolumeOnly: v.optional(v.boolean()),
     alias: v.optional(DeviceAlias),
@@ -57,19 +57,19 @@ export const operations = {
     ignoreErrors: v.optional(v.boolean()),
   }),
   reloadSnapshot: v.strictObject({
-    device: v.string(),
+    device: Device,
     /** Relative to the file system's root with a leading slash, as dattobd has it, or the store's full path elsewhere. */
     cowFile: AbsolutePath,
     minor: Minor,
-    cacheBytes: v.optional(Bytes),
+    cacheBytes: v.optional(WholeNumber),
     alias: v.optional(DeviceAlias),
     ignoreErrors: v.optional(v.boolean()),
   }),
   reloadIncremental: v.strictObject({
-    device: v.string(),
+    device: Device,
     cowFile: AbsolutePath,
     minor: Minor,
-    cacheBytes: v.optional(Bytes),
+    cacheBytes: v.optional(WholeNumber),
     alias: v.optional(DeviceAlias),
     ignoreErrors: v.optional(v.boolean()),
   }),
@@ -78,12 +78,16 @@ export const operations = {
   transitionToSnapshot: v.strictObject({
     minor: Minor,
     cowFile: AbsolutePath,
-    storeBytes: v.optional(Bytes),
+    storeBytes: v.optional(WholeNumber),
     onVolumeOnly: v.optional(v.boolean()),
   }),
-  reconfigure: v.strictObject({ minor: Minor, cacheBytes: v.optional(Bytes) }),
-  expandCowFile: v.strictObject({ minor: Minor, bytes: Bytes }),
-  reconfigureAutoExpand: v.strictObject({ minor: Minor, stepBytes: Bytes, reservedBytes: v.optional(Bytes) }),
+  reconfigure: v.strictObject({ minor: Minor, cacheBytes: v.optional(WholeNumber) }),
+  expandCowFile: v.strictObject({ minor: Minor, bytes: WholeNumber }),
+  reconfigureAutoExpand: v.strictObject({
+    minor: Minor,
+    stepBytes: WholeNumber,
+    reservedBytes: v.optional(WholeNumber),
+  }),
   getFreeMinor: v.strictObject({}),
   changes: v.strictObject({ minor: Minor }),
   doctor: v.strictObject({}),

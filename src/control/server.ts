@@ -1,10 +1,15 @@
 /** The control socket's server: HTTP on a unix socket that only root can open. It knows operations, not what they do. */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import * as v from 'valibot';
+import { describeIssue } from '../sys/checks.js';
 import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 import { API_MAJOR, type EventRecord, type OperationName, operations } from './schema.js';
 
 const BODY_BYTES_MAX = 65_536;
+/** How much of a name that nobody knows is repeated in the answer. */
+const NAME_CHARS_MAX = 80;
+/** Events that wait for a client which does not read them; beyond it the client is cut off. */
+const BACKLOG_BYTES_MAX = 1_048_576;
 
 export interface ControlHandlers {
   /** Executes an operation whose parameters are valid. */
@@ -25,7 +30,7 @@ async function serve(request: IncomingMessage, response: ServerResponse, handler
   if (major !== `v${API_MAJOR}`) {
     throw new CowbirdError(
       'EPROTO',
-      `This daemon speaks version ${API_MAJOR} of the control API, and was asked for ${major ?? 'none'}: use the same version of Cowbird for both`,
+      `This daemon speaks version ${API_MAJOR} of the control API, and was asked for ${major?.slice(0, NAME_CHARS_MAX) ?? 'none'}: use the same version of Cowbird for both`,
     );
   }
   if (operation === 'ping') {
@@ -39,59 +44,67 @@ async function serve(request: IncomingMessage, response: ServerResponse, handler
   if (operation === undefined || !isOperation(operation)) {
     throw new CowbirdError(
       'ENOSYS',
-      `This daemon has no operation ${operation ?? ''}: it may be older than the command`,
+      `This daemon has no operation ${operation?.slice(0, NAME_CHARS_MAX) ?? ''}: it may be older than the command`,
     );
   }
   const parsed = v.safeParse(operations[operation], parseBody(await readBody(request)));
-  if (!parsed.success) throw invalid(parsed.issues[0]);
+  if (!parsed.success) throw new CowbirdError('EINVAL', describeIssue(parsed.issues[0], 'Parameters'));
   answer(response, 200, { result: (await handlers.call(operation, parsed.output)) ?? {} });
-}
-
-/** Which parameter, which value, and what was expected. */
-function invalid(issue: v.BaseIssue<unknown>): CowbirdError {
-  const path = v.getDotPath(issue);
-  return new CowbirdError(
-    'EINVAL',
-    `${path ?? 'Parameters'}: ${issue.message} (value ${JSON.stringify(issue.input)?.slice(0, 80)})`,
-  );
 }
 
 function isOperation(name: string): name is OperationName {
   return Object.hasOwn(operations, name);
 }
 
-async function readBody(request: IncomingMessage): Promise<string> {
-  const chunks: Buffer[] = [];
-  let lengthBytes = 0;
-  for await (const chunk of request) {
-    const bytes = Buffer.from(chunk);
-    lengthBytes += bytes.byteLength;
-    if (lengthBytes > BODY_BYTES_MAX)
-      throw new CowbirdError('EMSGSIZE', `A request has ${BODY_BYTES_MAX} bytes at most`);
-    chunks.push(bytes);
-  }
-  return Buffer.concat(chunks).toString('utf8');
+/** The whole body. What is too long is read to its end and dropped, so that the next request on the connection is heard. */
+function readBody(request: IncomingMessage): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const chunks: Buffer[] = [];
+    let lengthBytes = 0;
+    request.on('data', (chunk: Buffer) => {
+      lengthBytes += chunk.byteLength;
+      if (lengthBytes <= BODY_BYTES_MAX) {
+        chunks.push(chunk);
+        return;
+      }
+      chunks.length = 0;
+      reject(new CowbirdError('EMSGSIZE', `A request has ${BODY_BYTES_MAX} bytes at most`));
+    });
+    request.on('end', () => resolve(Buffer.concat(chunks).toString('utf8')));
+    request.on('error', reject);
+  });
 }
 
 function parseBody(body: string): unknown {
+  let parameters: unknown;
   try {
-    return body === '' ? {} : JSON.parse(body);
+    parameters = body === '' ? {} : JSON.parse(body);
   } catch (cause) {
     throw new CowbirdError('EINVAL', 'The request is not JSON', { cause });
   }
+  // To the schema a list is an object: an empty one would pass as "no parameters".
+  if (Array.isArray(parameters)) throw new CowbirdError('EINVAL', 'Parameters: Expected Object but received a list');
+  return parameters;
 }
 
 function streamEvents(response: ServerResponse, handlers: ControlHandlers): void {
   response.writeHead(200, { 'content-type': 'application/x-ndjson' });
   response.flushHeaders();
-  const end = handlers.subscribe((event) => response.write(`${JSON.stringify(event)}\n`));
+  const end = handlers.subscribe((event) => {
+    response.write(`${JSON.stringify(event)}\n`);
+    if (response.writableLength <= BACKLOG_BYTES_MAX) return;
+    end();
+    response.destroy();
+  });
   response.on('close', end);
 }
 
 function answer(response: ServerResponse, status: number, body: unknown): void {
   if (response.headersSent) return;
+  // Before the head is sent: what cannot be written as JSON is still answered, with an error.
+  const text = JSON.stringify(body);
   response.writeHead(status, { 'content-type': 'application/json' });
-  response.end(JSON.stringify(body));
+  response.end(text);
 }
 
 function answerError(response: ServerResponse, error: unknown): void {

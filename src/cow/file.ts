@@ -1,10 +1,10 @@
 /**
  * Reading a COW file: everything is checked before anything is believed.
  *
- * Order: length of the header, magic, flags, version, lengths, position; then the index piece by piece, never in memory of
- * a size that the file asks for, and its count of entries against the header's.
+ * Order: length of the header, magic, flags, version, size of the volume, lengths, position; then the index piece by piece,
+ * never in memory of a size that the file asks for, and its count of entries against the header's.
  */
-import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs';
 import { CowFormatError } from './errors.js';
 import { BLOCK_SIZE_BYTES, blockCount, dataOffsetBytes, ENTRY_SIZE_BYTES, HEADER_SIZE_BYTES } from './geometry.js';
 import { type CowHeader, decodeHeader } from './header.js';
@@ -25,7 +25,8 @@ export class PlainReader implements PositionedReader {
   readonly #fd: number;
 
   constructor(path: string) {
-    this.#fd = openSync(path, 'r');
+    // Without O_NONBLOCK the open of a named pipe waits for somebody who writes to it.
+    this.#fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
     const stats = fstatSync(this.#fd);
     if (!stats.isFile()) {
       closeSync(this.#fd);
@@ -70,6 +71,7 @@ export function readCowFile(reader: PositionedReader, volumeSizeBytes: number): 
   const header = decodeHeader(readFully(reader, 0, HEADER_SIZE_BYTES, 'header'));
   const blocks = blockCount(volumeSizeBytes);
   const dataOffset = dataOffsetBytes(blocks);
+  requireVolume(header, volumeSizeBytes);
   checkSizes(reader, header, dataOffset);
   const bounds = {
     indexOnly: header.indexOnly,
@@ -101,6 +103,17 @@ export function readCowFile(reader: PositionedReader, volumeSizeBytes: number): 
     changedRuns: () => runsOf(entries(), header),
     readSaved: (block) => readSaved(reader, header, bounds, dataOffset, blocks, block),
   };
+}
+
+/** The length of the index tells volumes apart by 16 MiB only; a file of ours says the size to the byte. */
+function requireVolume({ extension }: CowHeader, volumeSizeBytes: number): void {
+  if (extension === undefined || extension.volumeSizeBytes === volumeSizeBytes) return;
+  throw new CowFormatError(
+    'ECOWEXTENSION',
+    'volume size',
+    extension.volumeSizeBytes,
+    `${volumeSizeBytes}, the bytes of this volume`,
+  );
 }
 
 function checkSizes(reader: PositionedReader, header: CowHeader, dataOffset: number): void {

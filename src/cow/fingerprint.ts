@@ -37,17 +37,19 @@ interface XfsLog {
   sectors: number;
 }
 
-/** Where an internal XFS log lies; undefined for anything else. */
+/** Where an internal XFS log lies; undefined for anything else, and for a superblock that no file system can have. */
 function xfsLog(head: Buffer): XfsLog | undefined {
   if (head.readUInt32BE(0) !== XFS_MAGIC) return undefined;
   const blockSize = head.readUInt32BE(XFS.blockSize);
   const start = head.readBigUInt64BE(XFS.logStart);
-  if (start === 0n || blockSize < SECTOR_BYTES || blockSize > 65_536) return undefined;
+  const isBlockSize = blockSize >= SECTOR_BYTES && blockSize <= 65_536 && Number.isInteger(Math.log2(blockSize));
+  if (start === 0n || !isBlockSize) return undefined;
   const agShift = BigInt(head.readUInt8(XFS.agBlocksLog));
   const group = Number(start >> agShift);
   const within = Number(start & ((1n << agShift) - 1n));
   const offset = (group * head.readUInt32BE(XFS.agBlocks) + within) * blockSize;
-  return { offset, sectors: Math.floor((head.readUInt32BE(XFS.logBlocks) * blockSize) / SECTOR_BYTES) };
+  const sectors = (head.readUInt32BE(XFS.logBlocks) * blockSize) / SECTOR_BYTES;
+  return sectors === 0 ? undefined : { offset, sectors };
 }
 
 /** Finds the first sector whose cycle differs from the first one's, and hashes the sectors before it. */

@@ -8,7 +8,7 @@ import { mkdirSync, readFileSync, realpathSync, renameSync, writeFileSync } from
 import { cpus } from 'node:os';
 import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import * as v from 'valibot';
+import { VOLUME_NAME } from '../sys/checks.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { MAX_WORKERS } from '../tracer/layout.js';
@@ -17,6 +17,7 @@ import { closeDevice, isWhole, openDevice, restoreLinks } from './devices.js';
 import { failPoint } from './fail-points.js';
 import { findVolume, refuseInUse, refuseOwnFiles, refuseSecondUse } from './lookup.js';
 import type { SavedVolume, VolumeRecord } from './records.js';
+import { attachedPath } from './saved-state.js';
 import { describeVolume } from './status.js';
 import { saveRecord } from './tracking.js';
 import { Volume } from './volume.js';
@@ -32,7 +33,6 @@ export interface AttachParams {
 /** Synchronous I/O in each worker: more of them than cores, so that a device has a queue. */
 export const DEFAULT_WORKERS = Math.max(4, Math.min(8, cpus().length * 2));
 const EBUSY = 16;
-const VOLUME_NAME = /^[A-Za-z0-9._-]{1,64}$/;
 
 /** Attaches an origin. Everything is undone when a step fails. */
 export async function attachVolume(
@@ -192,20 +192,6 @@ export async function removeVolume(context: EngineContext, volume: Volume, forge
   await context.keeper.call('closeFds', { fds: [opened.originFd, opened.memoryFd, device.fuseFd] });
 }
 
-const SavedVolumes = v.array(
-  v.object({
-    name: v.string(),
-    origin: v.string(),
-    workers: v.number(),
-    readOnly: v.boolean(),
-    raw: v.optional(v.boolean(), false),
-  }),
-);
-
-function savedPath(context: EngineContext): string {
-  return join(context.paths.stateDir, 'attached.json');
-}
-
 /** Writes what is attached, for the next start. */
 export function saveAttached(context: EngineContext): void {
   const volumes: SavedVolume[] = [...context.volumes.values()].map(({ record }) => ({
@@ -215,17 +201,7 @@ export function saveAttached(context: EngineContext): void {
     readOnly: record.opened.readOnly,
     raw: record.raw,
   }));
-  writeDurably(savedPath(context), JSON.stringify(volumes, null, 2));
-}
-
-/** What was attached and not detached before the last end. */
-export function loadAttached(context: EngineContext): SavedVolume[] {
-  try {
-    return v.parse(SavedVolumes, JSON.parse(readFileSync(savedPath(context), 'utf8')));
-  } catch (error) {
-    if (errnoOfError(error) === 2 && error instanceof Error && 'syscall' in error) return [];
-    throw error;
-  }
+  writeDurably(attachedPath(context.paths.stateDir), JSON.stringify(volumes, null, 2));
 }
 
 /** Writes a file of ours so that it is the old one or the new one, whatever happens: aside, fsync, rename, fsync. */

@@ -6,7 +6,7 @@
 import { rmSync } from 'node:fs';
 import { CowbirdError, errnoOfError, messageOf } from '../sys/errors.js';
 import { Word } from '../tracer/layout.js';
-import { type AttachParams, attachVolume, detachVolume, loadAttached, removeVolume } from './attach.js';
+import { type AttachParams, attachVolume, detachVolume, removeVolume } from './attach.js';
 import { makeClean } from './cleaning.js';
 import { type EngineContext, type EnginePaths, Mutex } from './context.js';
 import { abandonDevice } from './devices.js';
@@ -18,6 +18,7 @@ import { Pool } from './pool.js';
 import type { VolumeRecord } from './records.js';
 import { type ReloadParams, reload } from './reload.js';
 import { serveAgain, settleAll } from './resume.js';
+import { loadAttached } from './saved-state.js';
 import type { Keeper } from './services.js';
 import { type SetupParams, setupSnapshot } from './setup.js';
 import { changesReport, describeVolume, StatusFile, statusDocument } from './status.js';
@@ -98,7 +99,7 @@ export class Engine {
   }
 
   async #attachSaved(): Promise<void> {
-    for (const saved of loadAttached(this.#context)) {
+    for (const saved of loadAttached(this.#context.paths.stateDir, this.#context.emit)) {
       try {
         await attachVolume(this.#context, saved, () => this.#wakeWatch());
       } catch (error) {

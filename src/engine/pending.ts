@@ -28,7 +28,8 @@ import { failPoint } from './fail-points.js';
 import type { StoreFile } from './helper-calls.js';
 import { mountsOn } from './lookup.js';
 import type { PendingOperation, SnapshotRecord } from './records.js';
-import { saveSeries, seriesPath } from './series.js';
+import { seriesPath } from './saved-state.js';
+import { saveSeries } from './series.js';
 import type { DoneOperation } from './services.js';
 import { closeOldFile } from './store-close.js';
 import { clearMemory, configureStore, openSnapshotDevice, saveRecord } from './tracking.js';
@@ -214,7 +215,7 @@ async function endSeries(
   old: SnapshotRecord,
   leaveFile: boolean,
 ): Promise<void> {
-  rmSync(seriesPath(context, old.uuid), { force: true });
+  rmSync(seriesPath(context.paths.stateDir, old.uuid), { force: true });
   await removeOrRelease(context, volume, old, leaveFile).catch((error: unknown) =>
     context.emit({
       event: 'store.left',

@@ -7,12 +7,9 @@
  * that was taken when it became clean. The first read-write mount then lets the file be seen through the file system, and
  * its extents are compared with those that were used (`watch.ts`).
  */
-import { readdirSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
-import * as v from 'valibot';
 import { originFingerprint } from '../cow/fingerprint.js';
 import { dataOffsetBytes } from '../cow/geometry.js';
-import { CowbirdError, errnoOfError, messageOf } from '../sys/errors.js';
+import { CowbirdError, messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { BLOCK_BYTES, Mode, Word } from '../tracer/layout.js';
 import { takeOver } from '../tracer/reloading.js';
@@ -24,6 +21,7 @@ import { failPoint } from './fail-points.js';
 import { isMountedWritable, mountsOn, volumeForSnapshot } from './lookup.js';
 import { describeSwitch, finish } from './pending.js';
 import type { SavedSeries, SnapshotRecord } from './records.js';
+import { findSeries, requireHeader } from './saved-state.js';
 import { requireFreeMinor } from './setup.js';
 import { clearMemory, configureStore, DEFAULT_CACHE_BYTES, saveRecord } from './tracking.js';
 import type { Volume } from './volume.js';
@@ -36,30 +34,6 @@ export interface ReloadParams {
   alias?: 'datto' | 'elastio-snap' | undefined;
   ignoreErrors?: boolean | undefined;
 }
-
-const Extent = v.object({ place: v.number(), block: v.number(), count: v.number() });
-const Saved = v.object({
-  format: v.literal(1),
-  origin: v.string(),
-  sizeBytes: v.number(),
-  uuid: v.pipe(v.string(), v.regex(/^[0-9a-f]{32}$/)),
-  sequenceId: v.number(),
-  mode: v.picklist(['incremental', 'snapshot']),
-  cowFile: v.string(),
-  file: v.object({ path: v.string(), dev: v.number(), ino: v.number() }),
-  store: v.object({
-    kind: v.picklist(['origin', 'device']),
-    extents: v.array(Extent),
-    slots: v.array(v.object({ place: v.number(), count: v.number() })),
-    placeCount: v.number(),
-  }),
-  storeBytes: v.number(),
-  startBytes: v.number(),
-  fsType: v.string(),
-  nextSlot: v.number(),
-  cacheBytes: v.number(),
-  fingerprint: v.string(),
-});
 
 const EINVAL = 22;
 
@@ -75,7 +49,7 @@ export async function reload(
   if (isMountedWritable(mountsOn(volume.record.device.node))) {
     throw new CowbirdError('EINVAL', `${volume.record.name} is mounted read-write: reload before it is mounted`);
   }
-  const saved = findSeries(context, volume, params.cowFile);
+  const saved = findSeries(context.paths.stateDir, volume.record.origin, params.cowFile, context.emit);
   const snapshot = recordFor(params, mode, saved);
   clearMemory(volume, { index: true, maps: [0, 1] });
   if (saved === undefined) {
@@ -121,31 +95,6 @@ function recordFor(
   };
 }
 
-/** What the state directory knows of a COW file of this volume. A damaged entry is as good as none, and is reported. */
-function findSeries(context: EngineContext, volume: Volume, cowFile: string): SavedSeries | undefined {
-  const directory = join(context.paths.stateDir, 'series');
-  let names: string[];
-  try {
-    names = readdirSync(directory);
-  } catch (error) {
-    if (errnoOfError(error) === 2) return undefined;
-    throw error;
-  }
-  for (const name of names.filter((entry) => entry.endsWith('.json'))) {
-    try {
-      const saved = v.parse(Saved, JSON.parse(readFileSync(join(directory, name), 'utf8')));
-      if (saved.origin === volume.record.origin && saved.cowFile === cowFile) return saved;
-    } catch (error) {
-      context.emit({
-        event: 'state.damaged',
-        level: 'warning',
-        message: `${join(directory, name)} cannot be used: ${messageOf(error)}`,
-      });
-    }
-  }
-  return undefined;
-}
-
 /** Loads the index and begins to track; what does not agree fails the series with its reason, and tracks nothing. */
 async function goOnWith(
   context: EngineContext,
@@ -162,9 +111,11 @@ async function goOnWith(
       return saveRecord(context, volume);
     });
     if (saved.store.kind === 'device') {
-      const { storeFd } = await context.keeper.call('openStore', { path: saved.file.path });
+      const { storeFd, sizeBytes } = await context.keeper.call('openStore', { path: saved.file.path });
       snapshot.storeFd = storeFd;
       undo.add('close the store', () => context.keeper.call('closeFds', { fds: [storeFd] }));
+      if (sizeBytes < saved.store.placeCount * BLOCK_BYTES)
+        throw new CowbirdError('EINVAL', `${saved.file.path} has ${sizeBytes} bytes, and had ${saved.storeBytes}`);
       volume.storeFd = libc.duplicateFrom(context.keeper.pid, storeFd);
       undo.add('close the duplicate of the store', () => closeDuplicate(volume));
       // The descriptor belongs to the description too.
@@ -211,6 +162,7 @@ async function verifyAndLoad(volume: Volume, snapshot: SnapshotRecord, saved: Sa
         mode: snapshot.mode,
         uuid: Buffer.from(saved.uuid, 'hex'),
         sequenceId: saved.sequenceId,
+        requireHeader: (header) => requireHeader(header, saved),
         fingerprint: () => originFingerprint(volume.origin, buffer),
         expectedFingerprint: Buffer.from(saved.fingerprint, 'hex'),
         firstPlace: dataOffsetBytes(volume.blockCount) / BLOCK_BYTES,

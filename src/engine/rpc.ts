@@ -2,6 +2,7 @@
  * Calls between two processes over Node's IPC channel: `{call, id, params}` answered by `{id, result}` or `{id, error}`.
  * Errors cross with their code, errno and outcome. When the channel ends, every open call fails with EPIPE.
  */
+import * as v from 'valibot';
 import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 
 /** The part of a child process, or of our own process, that carries messages. */
@@ -21,6 +22,18 @@ type WireMessage =
   | { id: number; call: string; params: unknown }
   | { id: number; result: unknown }
   | { id: number; error: WireError };
+
+const Id = v.object({ id: v.number() });
+const Call = v.object({ id: v.number(), call: v.string(), params: v.optional(v.unknown()) });
+const Result = v.object({ id: v.number(), result: v.unknown() });
+const Failure = v.object({
+  id: v.number(),
+  error: v.object({
+    code: v.string(),
+    message: v.string(),
+    outcome: v.picklist(['refused', 'failed', 'partial']),
+  }),
+});
 
 export type Handler = (call: string, params: unknown) => Promise<unknown>;
 
@@ -65,22 +78,26 @@ export class Rpc {
   }
 
   #take(message: unknown, handler: Handler): void {
-    if (!isWireMessage(message)) return;
-    if ('call' in message) {
+    if (v.is(Call, message)) {
+      const { id } = message;
       handler(message.call, message.params).then(
-        (result) => this.#answer({ id: message.id, result: result ?? null }),
-        (error: unknown) => this.#answer({ id: message.id, error: toWire(error) }),
+        (result) => this.#answer({ id, result: result ?? null }),
+        (error: unknown) => this.#answer({ id, error: toWire(error) }),
       );
       return;
     }
+    // Without an id it concerns nobody. With one that is open somebody waits: what cannot be understood ends that, too.
+    if (!v.is(Id, message)) return;
     const waiting = this.#open.get(message.id);
     this.#open.delete(message.id);
-    if (waiting === undefined) return;
-    if ('error' in message) {
+    if (v.is(Failure, message)) {
       const { code, message: text, outcome } = message.error;
-      waiting.reject(new CowbirdError(code, text, { outcome }));
+      waiting?.reject(new CowbirdError(code, text, { outcome }));
+    } else if (v.is(Result, message)) {
+      waiting?.resolve(message.result);
     } else {
-      waiting.resolve(message.result);
+      const text = 'The other process answered with something that is no answer: it may be of another version';
+      waiting?.reject(new CowbirdError('EPROTO', text, { outcome: 'failed' }));
     }
   }
 
@@ -105,10 +122,6 @@ export class ChannelEnded extends CowbirdError {
 function toWire(error: unknown): WireError {
   if (error instanceof CowbirdError) return { code: error.code, message: error.message, outcome: error.outcome };
   return { code: codeOf(errnoOfError(error)), message: messageOf(error), outcome: 'failed' };
-}
-
-function isWireMessage(message: unknown): message is WireMessage {
-  return typeof message === 'object' && message !== null && 'id' in message && typeof message.id === 'number';
 }
 
 /** The channel to the process that started this one. */

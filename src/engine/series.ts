@@ -1,16 +1,12 @@
 /** What of a series outlives the daemon, in the state directory. */
 import { mkdirSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { dirname } from 'node:path';
 import { Word } from '../tracer/layout.js';
 import { writeDurably } from './attach.js';
 import type { EngineContext } from './context.js';
 import type { SavedSeries } from './records.js';
+import { encodeSeries, seriesPath } from './saved-state.js';
 import type { Volume } from './volume.js';
-
-/** File in the state directory that lets a series go on after a clean stop, or tells why it cannot. */
-export function seriesPath(context: EngineContext, uuid: string): string {
-  return join(context.paths.stateDir, 'series', `${uuid}.json`);
-}
 
 /** Saves what a volume's series is now; with the fingerprint of the origin when its COW file becomes clean. */
 export function saveSeries(context: EngineContext, volume: Volume, fingerprint: Uint8Array | undefined): void {
@@ -33,7 +29,7 @@ export function saveSeries(context: EngineContext, volume: Volume, fingerprint: 
     cacheBytes: snapshot.cacheBytes,
     fingerprint: fingerprint === undefined ? '' : Buffer.from(fingerprint).toString('hex'),
   };
-  const path = seriesPath(context, snapshot.uuid);
+  const path = seriesPath(context.paths.stateDir, snapshot.uuid);
   mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
-  writeDurably(path, JSON.stringify(saved));
+  writeDurably(path, encodeSeries(saved));
 }

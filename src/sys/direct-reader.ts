@@ -8,7 +8,10 @@ import { blockDeviceSizeBytes } from './blkdev.js';
 import { errnoOfError, SystemError } from './errors.js';
 import * as libc from './libc.js';
 
+const ENOTBLK = 15;
 const EINVAL = 22;
+/** Without O_NONBLOCK the open of a named pipe waits for somebody who writes to it. */
+const FLAGS = libc.O_RDONLY + libc.O_NONBLOCK;
 const SECTOR_BYTES = 512;
 const PAGE_BYTES = 4096;
 const BUFFER_BYTES = 1_048_576;
@@ -24,14 +27,18 @@ export class DirectReader {
   constructor(path: string) {
     let direct = true;
     try {
-      this.#fd = libc.open(path, libc.O_RDONLY + libc.O_DIRECT);
+      this.#fd = libc.open(path, FLAGS + libc.O_DIRECT);
     } catch (error) {
       if (errnoOfError(error) !== EINVAL) throw error;
-      this.#fd = libc.open(path, libc.O_RDONLY);
+      this.#fd = libc.open(path, FLAGS);
       direct = false;
     }
     this.isDirect = direct;
     const stats = fstatSync(this.#fd);
+    if (!stats.isFile() && !stats.isBlockDevice()) {
+      libc.close(this.#fd);
+      throw new SystemError('open', ENOTBLK, `${path}, which is neither a file nor a block device`);
+    }
     this.lengthBytes = stats.isFile() ? stats.size : blockDeviceSizeBytes(this.#fd);
     if (!direct) libc.dropCache(this.#fd);
     const mapping = libc.mapLocked(BUFFER_BYTES);

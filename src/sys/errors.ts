@@ -18,9 +18,10 @@ const EXTRA: ReadonlyArray<readonly [string, number]> = [
   ['EUCLEAN', 117],
 ];
 
-/** The errno that belongs to a name such as `EBUSY`; EIO (5) for a name that Linux does not have. */
+/** The errno that belongs to a name such as `EBUSY`, or to `E<number>`; EIO (5) for a name that Linux does not have. */
 export function errnoOf(code: string): number {
-  return ERRNO_BY_CODE.get(code) ?? EXTRA.find(([name]) => name === code)?.[1] ?? 5;
+  const known = ERRNO_BY_CODE.get(code) ?? EXTRA.find(([name]) => name === code)?.[1];
+  return known ?? Number(/^E([1-9]\d{0,3})$/.exec(code)?.[1] ?? 5);
 }
 
 /** The name of an errno, `E<number>` where Linux has none. */

@@ -18,6 +18,8 @@ export interface ReloadParts {
   mode: 'incremental' | 'snapshot';
   uuid: Uint8Array;
   sequenceId: number;
+  /** What else of the header is known, and must agree. Throws with what does not. */
+  requireHeader?(header: CowHeader): void;
   /** Of the origin as it is on disk, and what it was when the file became clean. */
   fingerprint(): Uint8Array;
   expectedFingerprint: Uint8Array;
@@ -33,6 +35,7 @@ export function* takeOver(tracer: Tracer, parts: ReloadParts): Steps {
   const expected = Buffer.from(parts.expectedFingerprint);
   const header = decodeHeader(yield* readHeaderPage(store, buffer));
   requireAgreement(header, parts);
+  parts.requireHeader?.(header);
   if (
     !expected.equals(parts.fingerprint()) ||
     header.extension === undefined ||

@@ -18,7 +18,7 @@ import {
   WireBuffer,
 } from './wire.js';
 
-/** What stands behind the file. Methods throw an error with an `errno`; everything else is EIO. */
+/** What stands behind the file. Asked for whole sectors in range only. Throws a `SystemError`; everything else is EIO. */
 export interface SessionTarget {
   readonly sizeBytes: number;
   readonly readOnly: boolean;
@@ -42,6 +42,9 @@ const EROFS = 30;
 const ENOSYS = 38;
 const EPROTO = 71;
 const EOPNOTSUPP = 95;
+/** The kernel refuses a reply with an errno from here on. */
+const ERRNO_END = 512;
+const SECTOR_BYTES = 512;
 const FALLOCATE_MODES = { PUNCH_KEEP: 3, ZERO_RANGE: 0x10, ZERO_KEEP: 0x11 } as const;
 
 /**
@@ -115,7 +118,7 @@ function execute(
     case Opcode.STATFS:
       return data(buffer.encodeStatfs(target.sizeBytes));
     case Opcode.INIT:
-      return WireBuffer.holds(header, 16) ? data(buffer.encodeInit(buffer.decodeInit())) : failed(EPROTO);
+      return WireBuffer.holds(header, 16) ? data(buffer.encodeInit(buffer.decodeInit(header))) : failed(EPROTO);
     case Opcode.FLUSH:
     case Opcode.RELEASE:
     case Opcode.DESTROY:
@@ -137,7 +140,7 @@ function read(
 ): Result {
   if (!WireBuffer.holds(header, 24)) return failed(EPROTO);
   const { offset, lengthBytes } = buffer.decodeTransfer();
-  if (lengthBytes > MAX_TRANSFER_BYTES) return failed(EINVAL);
+  if (lengthBytes > MAX_TRANSFER_BYTES || !isWholeSectors(offset, lengthBytes)) return failed(EINVAL);
   // A read that begins at or after the end is the end of the file.
   const available = Math.min(lengthBytes, Math.max(0, target.sizeBytes - offset));
   if (available === 0) return DONE;
@@ -154,7 +157,7 @@ function write(
   const { offset, lengthBytes } = buffer.decodeTransfer();
   if (!WireBuffer.holds(header, 40 + lengthBytes) || lengthBytes > MAX_TRANSFER_BYTES) return failed(EPROTO);
   if (target.readOnly) return failed(EROFS);
-  if (lengthBytes === 0 || offset + lengthBytes > target.sizeBytes) return failed(EINVAL);
+  if (!isInside(offset, lengthBytes, target)) return failed(EINVAL);
   const result = attempt(`write at ${offset}+${lengthBytes}`, onError, () => target.write(buffer, lengthBytes, offset));
   return result.errno === 0 ? data(buffer.encodeWritten(lengthBytes)) : result;
 }
@@ -168,11 +171,20 @@ function zero(
   if (!WireBuffer.holds(header, 28)) return failed(EPROTO);
   const { offset, lengthBytes, mode } = buffer.decodeFallocate();
   if (target.readOnly) return failed(EROFS);
-  if (lengthBytes === 0 || offset + lengthBytes > target.sizeBytes) return failed(EINVAL);
+  if (!isInside(offset, lengthBytes, target)) return failed(EINVAL);
   // EOPNOTSUPP lets the kernel write the zeros itself; ENOSYS would stick to the connection for ever.
   const unmap = mode === FALLOCATE_MODES.PUNCH_KEEP;
   if (!unmap && mode !== FALLOCATE_MODES.ZERO_RANGE && mode !== FALLOCATE_MODES.ZERO_KEEP) return failed(EOPNOTSUPP);
   return attempt(`zero at ${offset}+${lengthBytes}`, onError, () => target.zero(offset, lengthBytes, unmap));
+}
+
+/** The loop driver asks for nothing else; whoever opens the file itself may. */
+function isWholeSectors(offset: number, lengthBytes: number): boolean {
+  return offset % SECTOR_BYTES === 0 && lengthBytes % SECTOR_BYTES === 0;
+}
+
+function isInside(offset: number, lengthBytes: number, target: SessionTarget): boolean {
+  return lengthBytes > 0 && offset + lengthBytes <= target.sizeBytes && isWholeSectors(offset, lengthBytes);
 }
 
 function attempt(operation: string, onError: (operation: string, error: unknown) => void, action: () => void): Result {
@@ -180,7 +192,9 @@ function attempt(operation: string, onError: (operation: string, error: unknown)
     action();
     return DONE;
   } catch (error) {
-    const errno = error instanceof SystemError ? error.errno : EIO;
+    // 0 would be success, and a reply that the kernel refuses would leave the request without one.
+    const isErrno = error instanceof SystemError && error.errno > 0 && error.errno < ERRNO_END;
+    const errno = isErrno ? error.errno : EIO;
     if (errno !== EOPNOTSUPP) onError(operation, error);
     return failed(errno);
   }

@@ -104,13 +104,13 @@ export class WireBuffer {
     };
   }
 
-  /** fuse_init_in: major, minor, max_readahead, flags, flags2. */
-  decodeInit(): { major: number; minor: number; flags: number; flags2: number } {
+  /** fuse_init_in: major, minor, max_readahead, flags, flags2; the last is not there before protocol 7.36. */
+  decodeInit(header: RequestHeader): { major: number; minor: number; flags: number; flags2: number } {
     return {
       major: this.#u32(BODY_OFFSET),
       minor: this.#u32(BODY_OFFSET + 4),
       flags: this.#u32(BODY_OFFSET + 12),
-      flags2: this.#u32(BODY_OFFSET + 16),
+      flags2: WireBuffer.holds(header, 20) ? this.#u32(BODY_OFFSET + 16) : 0,
     };
   }
 
