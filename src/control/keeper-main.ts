@@ -17,13 +17,14 @@ import { fileURLToPath } from 'node:url';
 import { pino } from 'pino';
 import { examineMachine } from '../engine/doctor.js';
 import { EngineKeeper } from '../engine/keeper.js';
+import { ENGINE_PROTOCOL, requireSuccessor } from '../engine/protocol.js';
 import { cleanUpStale } from '../engine/stale.js';
 import { CowbirdError, messageOf } from '../sys/errors.js';
 import { tryLockFile } from '../sys/fsfile.js';
 import { VERSION } from '../version.js';
 import { EXIT_RUNS_ALREADY } from './launch.js';
 import { pathsFrom } from './paths.js';
-import { API_MAJOR, type DaemonStatus, type EventInput, type EventRecord, type OperationName } from './schema.js';
+import { API_MAJOR, type DaemonStatus, type EventInput, type EventRecord } from './schema.js';
 import { createControlServer } from './server.js';
 
 const paths = pathsFrom(process.env);
@@ -40,8 +41,9 @@ function emit(event: EventInput): void {
   for (const listener of listeners) listener(record);
 }
 
+const enginePath = join(dirname(fileURLToPath(import.meta.url)), 'engine-main.js');
 const keeper = new EngineKeeper({
-  enginePath: join(dirname(fileURLToPath(import.meta.url)), 'engine-main.js'),
+  enginePath,
   engineStart: null,
   onEvent: emit,
 });
@@ -50,6 +52,8 @@ function status(): DaemonStatus {
   return {
     running: true,
     version: VERSION,
+    engineVersion: keeper.engineVersion,
+    engineProblem: keeper.refusal,
     apiMajor: API_MAJOR,
     keeperPid: process.pid,
     enginePid: keeper.enginePid,
@@ -58,13 +62,15 @@ function status(): DaemonStatus {
   };
 }
 
-async function call(operation: OperationName, params: unknown): Promise<unknown> {
+async function call(operation: string, params: unknown): Promise<unknown> {
   switch (operation) {
     case 'daemonStatus':
       return status();
     case 'doctor':
       return { version: VERSION, checks: examineMachine() };
     case 'daemonRestart':
+      // The old engine is the only one that is known to work: what is on disk must show itself first.
+      await requireSuccessor(enginePath, { protocol: ENGINE_PROTOCOL, version: VERSION });
       await keeper.restart();
       return status();
     case 'daemonStop':

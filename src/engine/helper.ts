@@ -12,6 +12,7 @@ import { bindLoop, releaseLoop, setMaxRequestKib } from '../sys/blkdev.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import { freeze, setImmutable, thaw } from '../sys/fsfile.js';
 import * as libc from '../sys/libc.js';
+import { VERSION } from '../version.js';
 import type { HelperCall, HelperCalls } from './helper-calls.js';
 import {
   closeStore,
@@ -25,6 +26,7 @@ import {
   unlinkStore,
   writeNonces,
 } from './helper-store.js';
+import { ENGINE_PROTOCOL } from './protocol.js';
 import { parentChannel, Rpc } from './rpc.js';
 
 const MAX_REQUEST_KIB = 1024;
@@ -163,8 +165,15 @@ function run<N extends HelperCall>(name: N, params: HelperCalls[N]['params']): H
   return calls[name](params);
 }
 
+/** The engine that asks may be older than this program, whose package was replaced on disk since. */
+const engineProtocol = Number(process.argv[2] ?? ENGINE_PROTOCOL);
+
 const channel = parentChannel();
 new Rpc(channel, async (name, params) => {
+  if (engineProtocol !== ENGINE_PROTOCOL) {
+    const message = `Cowbird ${VERSION} was installed over the running one: \`cowbird daemon restart\` first`;
+    throw new CowbirdError('EPROTO', message);
+  }
   if (!isHelperCall(name)) throw new CowbirdError('ENOSYS', `A helper has no call ${name}`);
   return run(name, params as HelperCalls[typeof name]['params']);
 });

@@ -8,7 +8,7 @@
  * An engine is started only when the one before is wholly reaped: a request that the old one still had in hand could
  * otherwise land after the new one's answer to a later one.
  */
-import { type ChildProcess, fork } from 'node:child_process';
+import { type ChildProcess, type ForkOptions, fork } from 'node:child_process';
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { blockDeviceSizeBytes, isReadOnlyDevice, logicalSectorBytes } from '../sys/blkdev.js';
@@ -16,6 +16,7 @@ import { CowbirdError, errnoOfError, messageOf } from '../sys/errors.js';
 import { tryLockImage } from '../sys/fsfile.js';
 import * as libc from '../sys/libc.js';
 import { BLOCK_BYTES, layoutFor, MAX_BLOCKS } from '../tracer/layout.js';
+import { ENGINE_PROTOCOL } from './protocol.js';
 import type { OpenedOrigin, VolumeRecord } from './records.js';
 import { childChannel, Rpc } from './rpc.js';
 import { HELPER_FD_FIRST, type KeeperCall, type KeeperCalls } from './services.js';
@@ -28,6 +29,8 @@ const SECTOR_BYTES = 512;
 /** First pause before a dead engine is started again; doubled up to the longest. */
 const BACKOFF_MS_MIN = 10;
 const BACKOFF_MS_MAX = 500;
+/** An engine of another version will not be there sooner than somebody installs it. */
+const REFUSED_RETRY_MS = 3_000;
 const READS: ReadonlySet<string> = new Set(['list', 'info', 'changes', 'getFreeMinor']);
 
 export interface KeeperOptions {
@@ -40,6 +43,8 @@ export interface KeeperOptions {
 
 /** Parameters of the engine's first call. */
 export interface EngineStart {
+  /** Of the keeper; an engine that cannot work with it refuses to start. */
+  protocol: number;
   keeperPid: number;
   volumes: VolumeRecord[];
   options: unknown;
@@ -57,6 +62,9 @@ export class EngineKeeper {
   #restarts = 0;
   #backoffMs = BACKOFF_MS_MIN;
   #waiting: Array<() => void> = [];
+  #engineVersion: string | null = null;
+  /** Why the engine on disk cannot be used, from its refusal until one starts. */
+  #refusal: CowbirdError | undefined;
 
   constructor(options: KeeperOptions) {
     this.#options = options;
@@ -70,6 +78,15 @@ export class EngineKeeper {
     return this.#restarts;
   }
 
+  /** Version of the engine that started last: it may be newer or older than this process. */
+  get engineVersion(): string | null {
+    return this.#engineVersion;
+  }
+
+  get refusal(): string | null {
+    return this.#refusal?.message ?? null;
+  }
+
   get volumes(): VolumeRecord[] {
     return [...this.#volumes.values()];
   }
@@ -79,19 +96,41 @@ export class EngineKeeper {
     const child = fork(this.#options.enginePath, [], {
       stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
       execArgv: process.execArgv,
+      ...sameName(),
     });
     const rpc = new Rpc(childChannel(child), (name, params) => this.#serve(name, params));
-    const begin: EngineStart = { keeperPid: process.pid, volumes: this.volumes, options: this.#options.engineStart };
-    const ready = rpc.call('start', begin).then(() => {
+    const begin: EngineStart = {
+      protocol: ENGINE_PROTOCOL,
+      keeperPid: process.pid,
+      volumes: this.volumes,
+      options: this.#options.engineStart,
+    };
+    const ready = rpc.call('start', begin).then((answer) => {
+      this.#engineVersion = versionIn(answer);
+      this.#refusal = undefined;
       this.#backoffMs = BACKOFF_MS_MIN;
       for (const wake of this.#waiting.splice(0)) wake();
     });
     this.#engine = { child, rpc, ready };
-    child.on('error', (error) =>
-      this.#options.onEvent({ event: 'engine.error', level: 'error', message: `The engine: ${messageOf(error)}` }),
-    );
+    child.on('error', (error) => {
+      this.#options.onEvent({ event: 'engine.error', level: 'error', message: `The engine: ${messageOf(error)}` });
+      // It never ran (node itself was replaced or removed), so nothing will exit.
+      if (child.pid === undefined) this.#engineEnded(null, null);
+    });
     child.once('exit', (code, signal) => this.#engineEnded(code, signal));
-    await ready;
+    await ready.catch((error: unknown) => {
+      this.#noteRefusal(child, error);
+      throw error;
+    });
+  }
+
+  /** An engine of another version has touched nothing. The volumes wait; callers are told why instead of waiting too. */
+  #noteRefusal(child: ChildProcess, error: unknown): void {
+    if (!(error instanceof CowbirdError) || error.code !== 'EPROTO') return;
+    this.#refusal = error;
+    this.#backoffMs = REFUSED_RETRY_MS;
+    child.kill('SIGKILL');
+    for (const wake of this.#waiting.splice(0)) wake();
   }
 
   /**
@@ -100,7 +139,10 @@ export class EngineKeeper {
    */
   async request(operation: string, params: unknown): Promise<unknown> {
     for (;;) {
-      while (this.#engine === undefined) await new Promise<void>((resolve) => this.#waiting.push(resolve));
+      while (this.#engine === undefined) {
+        if (this.#refusal !== undefined) throw this.#refusal;
+        await new Promise<void>((resolve) => this.#waiting.push(resolve));
+      }
       const engine = this.#engine;
       try {
         await engine.ready;
@@ -177,7 +219,7 @@ export class EngineKeeper {
       this.#volumes.delete(id);
       return null;
     },
-    startHelper: async ({ fds }) => this.#startHelper(fds),
+    startHelper: async ({ fds, protocol }) => this.#startHelper(fds, protocol),
     callHelper: async ({ helper, call, params, timeoutMs }) => this.#callHelper(helper, call, params, timeoutMs),
     endHelper: async ({ helper }) => {
       const entry = this.#helpers.get(helper);
@@ -196,12 +238,13 @@ export class EngineKeeper {
     return run(this.#calls, name, params as KeeperCalls[typeof name]['params']);
   }
 
-  #startHelper(fds: number[]): { helper: number } {
+  #startHelper(fds: number[], protocol: number): { helper: number } {
     const program = fileURLToPath(new URL('./helper.js', import.meta.url));
-    const child = fork(program, [], {
+    const child = fork(program, [String(protocol)], {
       stdio: ['ignore', 'inherit', 'inherit', 'ipc', ...fds],
       execArgv: process.execArgv,
       cwd: '/',
+      ...sameName(),
     });
     const helper = this.#nextHelper++;
     const rpc = new Rpc(childChannel(child), async (name) => {
@@ -227,6 +270,19 @@ export class EngineKeeper {
       throw error;
     }
   }
+}
+
+/**
+ * systemd's last killing spree at shutdown spares processes of root's whose `argv[0]` begins with `@`: storage that is still
+ * mounted needs them. An engine without it would be killed under a keeper that has it.
+ */
+function sameName(): ForkOptions & { argv0?: string } {
+  return process.argv0.startsWith('@') ? { argv0: process.argv0 } : {};
+}
+
+function versionIn(answer: unknown): string | null {
+  if (typeof answer !== 'object' || answer === null || !('version' in answer)) return null;
+  return typeof answer.version === 'string' ? answer.version : null;
 }
 
 function isKeeperCall(calls: Implementation, name: string): name is KeeperCall {

@@ -11,8 +11,8 @@ export interface KeeperCalls {
   closeFds: { params: { fds: number[] }; result: null };
   putVolume: { params: { volume: VolumeRecord }; result: null };
   dropVolume: { params: { id: string }; result: null };
-  /** Starts a helper that inherits the named descriptors of the keeper as 4, 5, … */
-  startHelper: { params: { fds: number[] }; result: { helper: number } };
+  /** Starts a helper that inherits the named descriptors of the keeper as 4, 5, …; `protocol`: of the engine that asks. */
+  startHelper: { params: { fds: number[]; protocol: number }; result: { helper: number } };
   callHelper: { params: { helper: number; call: string; params: unknown; timeoutMs: number }; result: unknown };
   endHelper: { params: { helper: number }; result: null };
   event: { params: EventInput; result: null };
