@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import type { VolumeInfo } from '../index.js';
+import type { DaemonStatus, VolumeInfo } from '../index.js';
 import { CowbirdError, type Outcome } from '../sys/errors.js';
 import { VERSION } from '../version.js';
 import { snapshotActions } from './actions/snapshots.js';
@@ -185,6 +185,40 @@ describe('cowbird', () => {
     const io = fakeIo({ daemonStatus: async () => undefined });
     assert.equal(await main(['daemon', 'status', '--json'], io), 1);
     assert.equal(JSON.parse(io.stdout).running, false);
+  });
+
+  it('shows the versions of keeper, engine and command when they differ, with what to do, and not otherwise', async () => {
+    const cases: ReadonlyArray<readonly [Partial<DaemonStatus>, RegExp]> = [
+      [{}, /up 5 s\n$/],
+      [{ engineVersion: '9.0.0' }, /\nkeeper \S+, engine 9\.0\.0, this command .*: `cowbird daemon restart` brings/],
+      [
+        { version: '9.0.0' },
+        /\nkeeper 9\.0\.0, engine .*: the engine is up to date; for the keeper: unmount the volumes/,
+      ],
+      [
+        { version: '9.0.0', engineVersion: '9.0.0' },
+        /\nkeeper 9\.0\.0, engine 9\.0\.0, .*`cowbird daemon restart` brings/,
+      ],
+      [{ version: '9.0.0', apiMajor: 9 }, /: they speak versions 9 and 1 of the control API: unmount the volumes/],
+      [{ enginePid: null, engineProblem: 'The engine on disk is no good' }, /\nThe engine on disk is no good\n$/],
+    ];
+    for (const [differs, expected] of cases) {
+      const status: DaemonStatus = {
+        running: true,
+        version: VERSION,
+        engineVersion: VERSION,
+        apiMajor: 1,
+        keeperPid: 1,
+        enginePid: 2,
+        engineAnswers: true,
+        uptimeSeconds: 5,
+        engineRestarts: 0,
+        ...differs,
+      };
+      const io = fakeIo({ daemonStatus: async () => status });
+      assert.equal(await main(['daemon', 'status'], io), 0);
+      assert.match(io.stdout, expected);
+    }
   });
 
   it('takes a daemon that does not run for a stopped one', async () => {

@@ -1,4 +1,5 @@
 /** Answers as people read them. */
+import { API_MAJOR } from '../control/schema.js';
 import type { DaemonStatus, DoctorReport, EventRecord, SnapshotStatus, StatusDocument, VolumeInfo } from '../index.js';
 import { counted, formatSize } from './quantities.js';
 
@@ -93,10 +94,28 @@ export function eventText({ time, level, event, message }: EventRecord): string 
   return `${time} ${level} ${event}: ${message}`;
 }
 
-/** `cowbird daemon status` */
-export function daemonText(status: DaemonStatus): string {
+/** `cowbird daemon status`; a second line where the versions of command, keeper and engine are not all one. */
+export function daemonText(status: DaemonStatus, commandVersion: string): string {
   const engine = status.enginePid === null ? 'engine being started again' : `engine ${status.enginePid}`;
   const silence = status.enginePid !== null && !status.engineAnswers ? ' (does not answer now)' : '';
   const restarts = status.engineRestarts === 0 ? '' : `, engine restarted ${status.engineRestarts} times`;
-  return `cowbird ${status.version} runs: keeper ${status.keeperPid}, ${engine}${silence}, up ${status.uptimeSeconds} s${restarts}`;
+  const lines = [
+    `cowbird ${status.version} runs: keeper ${status.keeperPid}, ${engine}${silence}, up ${status.uptimeSeconds} s${restarts}`,
+  ];
+  const engineVersion = status.engineVersion ?? status.version;
+  if (status.version !== commandVersion || engineVersion !== commandVersion) {
+    lines.push(
+      `keeper ${status.version}, engine ${engineVersion}, this command ${commandVersion}: ${advice(status, commandVersion)}`,
+    );
+  }
+  if (status.engineProblem != null) lines.push(status.engineProblem);
+  return lines.join('\n');
+}
+
+function advice({ version, engineVersion, apiMajor }: DaemonStatus, commandVersion: string): string {
+  const anew = 'unmount the volumes, `cowbird daemon stop`, and the next command starts the installed version';
+  if (apiMajor !== API_MAJOR) return `they speak versions ${apiMajor} and ${API_MAJOR} of the control API: ${anew}`;
+  if ((engineVersion ?? version) !== commandVersion)
+    return '`cowbird daemon restart` brings the engine to the installed version';
+  return `the engine is up to date; for the keeper: ${anew}`;
 }

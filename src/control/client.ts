@@ -5,7 +5,7 @@
  * directory, no descriptor of the caller's), so that `DEV=$(cowbird attach …)` returns at once and Ctrl-C reaches only the
  * command.
  */
-import { request } from 'node:http';
+import { type IncomingMessage, request } from 'node:http';
 import { createInterface } from 'node:readline';
 import * as v from 'valibot';
 import { CowbirdError } from '../sys/errors.js';
@@ -15,10 +15,12 @@ import {
   API_MAJOR,
   type DaemonStatus,
   type EventRecord,
+  MAJORLESS_OPERATIONS,
   type OperationName,
   type OperationParams,
   type OperationResults,
 } from './schema.js';
+import { otherMajor, strangeAnswer } from './skew.js';
 
 export interface ClientOptions {
   /** Environment that names the directories. @default process.env */
@@ -33,7 +35,8 @@ const ErrorAnswer = v.object({
     code: v.string(),
     errno: v.number(),
     message: v.string(),
-    outcome: v.picklist(['refused', 'failed', 'partial']),
+    /** A newer daemon may have more of them: then something was done, and nobody here knows what. */
+    outcome: v.fallback(v.picklist(['refused', 'failed', 'partial']), 'failed'),
   }),
 });
 
@@ -77,14 +80,18 @@ export async function daemonStatus(options: ClientOptions = {}): Promise<DaemonS
 /** The daemon's events from now on; ends with the daemon or when `signal` is aborted. */
 export async function* events(options: ClientOptions = {}): AsyncGenerator<EventRecord, void, undefined> {
   const paths = pathsFrom(options.env ?? process.env);
-  const response = await new Promise<import('node:http').IncomingMessage>((resolve, reject) => {
+  const response = await new Promise<IncomingMessage>((resolve, reject) => {
     const req = request({ socketPath: paths.socket, path: `/v${API_MAJOR}/events`, signal: options.signal }, resolve);
     req.on('error', (error) => reject(isNobodyThere(error) ? noDaemon(paths) : error));
     req.end();
   });
+  if (response.statusCode !== 200) {
+    response.destroy();
+    throw otherMajor(paths, response) ?? new CowbirdError('EPROTO', `The daemon in ${paths.runDir} has no events`);
+  }
   try {
     for await (const line of createInterface({ input: response })) {
-      if (line !== '') yield v.parse(EventLine, JSON.parse(line));
+      if (line !== '') yield parseEvent(line);
     }
   } catch (error) {
     if (options.signal?.aborted !== true) throw error;
@@ -93,10 +100,23 @@ export async function* events(options: ClientOptions = {}): AsyncGenerator<Event
   }
 }
 
-const EventLine = v.objectWithRest(
-  { time: v.string(), event: v.string(), level: v.picklist(['info', 'warning', 'error']), message: v.string() },
-  v.union([v.string(), v.number(), v.boolean(), v.null()]),
-);
+const EventLine = v.looseObject({
+  time: v.string(),
+  event: v.string(),
+  level: v.fallback(v.picklist(['info', 'warning', 'error']), 'info'),
+  message: v.string(),
+});
+const EventField = v.union([v.string(), v.number(), v.boolean(), v.null()]);
+
+/** One event. Fields of a newer daemon that no {@link EventRecord} can have are left out. */
+export function parseEvent(line: string): EventRecord {
+  const { time, event, level, message, ...others } = v.parse(EventLine, JSON.parse(line));
+  const fields = Object.entries(others).flatMap(([name, value]) => {
+    const field = v.safeParse(EventField, value);
+    return field.success ? [[name, field.output] as const] : [];
+  });
+  return { time, event, level, message, ...Object.fromEntries(fields) };
+}
 
 function noDaemon(paths: Paths): CowbirdError {
   return new CowbirdError(
@@ -121,7 +141,7 @@ async function post<N extends OperationName>(
   signal: AbortSignal | undefined,
 ): Promise<OperationResults[N]> {
   const body = JSON.stringify(params);
-  const text = await new Promise<string>((resolve, reject) => {
+  const response = await new Promise<{ text: string; message: IncomingMessage }>((resolve, reject) => {
     const req = request(
       {
         socketPath: paths.socket,
@@ -130,41 +150,39 @@ async function post<N extends OperationName>(
         headers: { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) },
         signal,
       },
-      (response) => {
-        let received = '';
-        response.setEncoding('utf8');
-        response.on('data', (chunk: string) => {
-          received += chunk;
+      (message) => {
+        let text = '';
+        message.setEncoding('utf8');
+        message.on('data', (chunk: string) => {
+          text += chunk;
         });
-        response.on('end', () => resolve(received));
-        response.on('error', reject);
+        message.on('end', () => resolve({ text, message }));
+        message.on('error', reject);
       },
     );
     req.on('error', reject);
     req.end(body);
   });
-  return parseAnswer<N>(operation, text);
+  if (!MAJORLESS_OPERATIONS.has(operation)) {
+    const skew = otherMajor(paths, response.message);
+    if (skew !== undefined) throw skew;
+  }
+  return parseAnswer<N>(paths, operation, response.text);
 }
 
-function parseAnswer<N extends OperationName>(operation: N, text: string): OperationResults[N] {
+/** The result is taken as it comes: what a newer daemon has more is no harm. */
+function parseAnswer<N extends OperationName>(paths: Paths, operation: N, text: string): OperationResults[N] {
   let answer: { result?: OperationResults[N] } | null;
   try {
     answer = JSON.parse(text);
   } catch (cause) {
-    throw new CowbirdError('EPROTO', `The daemon's answer to ${operation} is not JSON: it may be of another version`, {
-      cause,
-    });
+    throw strangeAnswer(paths, operation, cause);
   }
   const failed = v.safeParse(ErrorAnswer, answer);
   if (failed.success) {
     const { code, message, outcome } = failed.output.error;
     throw new CowbirdError(code, message, { outcome });
   }
-  if (answer?.result === undefined) {
-    throw new CowbirdError(
-      'EPROTO',
-      `The daemon does not know ${operation}: restart it with \`cowbird daemon restart\``,
-    );
-  }
+  if (answer?.result === undefined) throw strangeAnswer(paths, operation);
   return answer.result;
 }

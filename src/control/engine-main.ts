@@ -4,10 +4,12 @@ import { requestIds } from '../engine/context.js';
 import { Engine } from '../engine/engine.js';
 import type { EngineStart } from '../engine/keeper.js';
 import { KeeperLink } from '../engine/keeper-link.js';
+import { engineReport, REPORT_ARGUMENT, requireKeeper } from '../engine/protocol.js';
 import { parentChannel } from '../engine/rpc.js';
-import { assert, CowbirdError } from '../sys/errors.js';
+import { assert } from '../sys/errors.js';
+import { parseParams, unknownOperation } from './params.js';
 import { type Paths, pathsFrom } from './paths.js';
-import { type OperationName, type OperationParams, type OperationResults, operations } from './schema.js';
+import type { OperationName, OperationParams, OperationResults } from './schema.js';
 
 type EngineOperation = Exclude<OperationName, 'daemonStatus' | 'daemonRestart' | 'doctor'>;
 type Dispatch = {
@@ -42,33 +44,40 @@ async function execute<N extends EngineOperation>(
   name: N,
   params: unknown,
 ): Promise<OperationResults[N]> {
-  const parsed = v.parse(operations[name], params);
-  return dispatch[name](engine, parsed as OperationParams<N>);
+  return dispatch[name](engine, parseParams(name, params));
 }
 
 function isEngineOperation(name: string): name is EngineOperation {
   return Object.hasOwn(dispatch, name);
 }
 
-const paths: Paths = pathsFrom(process.env);
-let engine: Engine | undefined;
-const link: KeeperLink = new KeeperLink(parentChannel(), async (call, params): Promise<unknown> => {
-  if (call === 'start') {
-    const start = params as EngineStart;
-    engine = new Engine(link.connect(start.keeperPid), paths);
-    return engine.start(start.volumes);
-  }
-  assert(engine !== undefined, 'the engine was started first');
-  const running = engine;
-  if (call === 'ping') return null;
-  if (call === 'outcome') return running.outcomeOf(v.parse(OutcomeRequest, params).requestId);
-  const { requestId, operation, params: operationParams } = v.parse(Request, params);
-  if (!isEngineOperation(operation)) throw new CowbirdError('ENOSYS', `The engine has no operation ${operation}`);
-  return requestIds.run(requestId, () => execute(running, operation, operationParams));
-});
+/** Serves the keeper that started this process until it goes. */
+function serve(): void {
+  const paths: Paths = pathsFrom(process.env);
+  let engine: Engine | undefined;
+  const link: KeeperLink = new KeeperLink(parentChannel(), async (call, params): Promise<unknown> => {
+    if (call === 'start') {
+      const start = params as EngineStart;
+      requireKeeper(start.protocol);
+      engine = new Engine(link.connect(start.keeperPid), paths);
+      await engine.start(start.volumes);
+      return engineReport();
+    }
+    assert(engine !== undefined, 'the engine was started first');
+    const running = engine;
+    if (call === 'ping') return null;
+    if (call === 'outcome') return running.outcomeOf(v.parse(OutcomeRequest, params).requestId);
+    const { requestId, operation, params: operationParams } = v.parse(Request, params);
+    if (!isEngineOperation(operation)) throw unknownOperation(operation);
+    return requestIds.run(requestId, () => execute(running, operation, operationParams));
+  });
 
-// The keeper's end is ours: without it nobody answers for the descriptors.
-// At once: exit() would wait for the workers, and they for requests.
-process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
-process.on('SIGTERM', () => undefined);
-process.on('SIGINT', () => undefined);
+  // The keeper's end is ours: without it nobody answers for the descriptors.
+  // At once: exit() would wait for the workers, and they for requests.
+  process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
+  process.on('SIGTERM', () => undefined);
+  process.on('SIGINT', () => undefined);
+}
+
+if (process.argv.includes(REPORT_ARGUMENT)) process.stdout.write(`${JSON.stringify(engineReport())}\n`);
+else serve();

@@ -15,24 +15,18 @@ import {
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { pino } from 'pino';
-import * as v from 'valibot';
 import { examineMachine } from '../engine/doctor.js';
 import { EngineKeeper } from '../engine/keeper.js';
 import { infoFromRecords, listFromRecords } from '../engine/keeper-view.js';
+import { ENGINE_PROTOCOL, requireSuccessor } from '../engine/protocol.js';
 import { cleanUpStale } from '../engine/stale.js';
 import { CowbirdError, messageOf } from '../sys/errors.js';
 import { tryLockFile } from '../sys/fsfile.js';
 import { VERSION } from '../version.js';
 import { EXIT_RUNS_ALREADY } from './launch.js';
+import { parseParams } from './params.js';
 import { pathsFrom } from './paths.js';
-import {
-  API_MAJOR,
-  type DaemonStatus,
-  type EventInput,
-  type EventRecord,
-  type OperationName,
-  operations,
-} from './schema.js';
+import { API_MAJOR, type DaemonStatus, type EventInput, type EventRecord } from './schema.js';
 import { createControlServer } from './server.js';
 
 const paths = pathsFrom(process.env);
@@ -52,8 +46,9 @@ function emit(event: EventInput): void {
   for (const listener of listeners) listener(record);
 }
 
+const enginePath = join(dirname(fileURLToPath(import.meta.url)), 'engine-main.js');
 const keeper = new EngineKeeper({
-  enginePath: join(dirname(fileURLToPath(import.meta.url)), 'engine-main.js'),
+  enginePath,
   engineStart: null,
   onEvent: emit,
 });
@@ -62,6 +57,8 @@ async function status(): Promise<DaemonStatus> {
   return {
     running: true,
     version: VERSION,
+    engineVersion: keeper.engineVersion,
+    engineProblem: keeper.refusal,
     apiMajor: API_MAJOR,
     keeperPid: process.pid,
     enginePid: keeper.enginePid,
@@ -71,13 +68,15 @@ async function status(): Promise<DaemonStatus> {
   };
 }
 
-async function call(operation: OperationName, params: unknown): Promise<unknown> {
+async function call(operation: string, params: unknown): Promise<unknown> {
   switch (operation) {
     case 'daemonStatus':
       return status();
     case 'doctor':
       return { version: VERSION, checks: examineMachine() };
     case 'daemonRestart':
+      // The old engine is the only one that is known to work: what is on disk must show itself first.
+      await requireSuccessor(enginePath, { protocol: ENGINE_PROTOCOL, version: VERSION });
       await keeper.restart();
       return status();
     case 'daemonStop':
@@ -93,7 +92,7 @@ async function call(operation: OperationName, params: unknown): Promise<unknown>
       return orInstead(keeper.request(operation, params), () => listFromRecords(keeper.volumes));
     case 'info':
       return orInstead(keeper.request(operation, params), () =>
-        infoFromRecords(keeper.volumes, v.parse(operations.info, params).minor),
+        infoFromRecords(keeper.volumes, parseParams('info', params).minor),
       );
     default:
       return keeper.request(operation, params);

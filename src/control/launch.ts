@@ -10,17 +10,23 @@ import { CowbirdError } from '../sys/errors.js';
 import { closeOnExecFrom } from '../sys/libc.js';
 import type { Paths } from './paths.js';
 import { API_MAJOR } from './schema.js';
+import { otherMajor, strangeAnswer } from './skew.js';
 
 /** Exit code of a daemon that finds another one in its run directory. */
 export const EXIT_RUNS_ALREADY = 75;
 const START_TIMEOUT_MS = 20_000;
 const RETRY_MS = 20;
 
-/** Starts a daemon for these directories and resolves when it answers. Two starts at once end with one daemon. */
+/**
+ * Starts a daemon for these directories and resolves when it answers. Two starts at once end with one daemon.
+ *
+ * @throws {CowbirdError} EPROTO at once where a daemon of another major runs: waiting would not make it ours.
+ */
 export async function launchDaemon(paths: Paths, env: NodeJS.ProcessEnv): Promise<void> {
   if (process.getuid?.() !== 0) {
     throw new CowbirdError('EPERM', 'Cowbird needs root: it opens disks and binds loop devices');
   }
+  if (await answers(paths)) return;
   mkdirSync(paths.runDir, { recursive: true, mode: 0o755 });
   // Whatever the caller was started with must not live on in the daemon: a pipe held open would keep its reader waiting.
   closeOnExecFrom(3);
@@ -30,6 +36,8 @@ export async function launchDaemon(paths: Paths, env: NodeJS.ProcessEnv): Promis
   const child = spawn(process.execPath, ['--enable-source-maps', program], {
     cwd: '/',
     detached: true,
+    // The sign of storage that must outlive the last unmounting at shutdown; see `sameName` in engine/keeper.ts.
+    argv0: '@cowbird',
     stdio: ['ignore', log, log],
     env: { ...env, COWBIRD_RUN_DIR: paths.runDir, COWBIRD_STATE_DIR: paths.stateDir, COWBIRD_START_ERROR: failure },
   });
@@ -89,10 +97,11 @@ function startFailed(paths: Paths, failure: string): CowbirdError {
 }
 
 function answers(paths: Paths): Promise<boolean> {
-  return new Promise((resolve) => {
+  return new Promise((resolve, reject) => {
     const req = request({ socketPath: paths.socket, path: `/v${API_MAJOR}/ping` }, (response) => {
       response.resume();
-      response.on('end', () => resolve(response.statusCode === 200));
+      if (response.statusCode === 200 && otherMajor(paths, response) === undefined) resolve(true);
+      else reject(otherMajor(paths, response) ?? strangeAnswer(paths, 'ping'));
     });
     req.on('error', () => resolve(false));
     req.end();

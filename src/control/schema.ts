@@ -23,6 +23,17 @@ export type {
 
 export const API_MAJOR = 1;
 
+/**
+ * Operations that the keeper answers itself. All others it hands to the engine as they came, unknown ones and unknown
+ * parameters too: the engine checks them, and `daemon restart` brings it to the version on disk while the keeper stays.
+ */
+export const KEEPER_OPERATIONS = ['daemonStatus', 'daemonStop', 'daemonRestart', 'doctor'] as const;
+/** Understood, with their meaning, under every major: so that no daemon is ever left that a newer command cannot end. */
+export const MAJORLESS_OPERATIONS: ReadonlySet<string> = new Set(['ping', 'daemonStatus', 'daemonStop']);
+/** Headers of every answer. */
+export const VERSION_HEADER = 'cowbird-version';
+export const MAJOR_HEADER = 'cowbird-api-major';
+
 const Minor = v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(255));
 const NO_NUL = 'a name has no NUL character';
 /** The volume's node, its link, the origin, or (for detach) its name. */

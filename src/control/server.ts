@@ -1,19 +1,25 @@
-/** The control socket's server: HTTP on a unix socket that only root can open. It knows operations, not what they do. */
+/**
+ * The control socket's server: HTTP on a unix socket that only root can open. It knows operations, not what they do.
+ *
+ * Operations that the keeper answers are checked here; all others are handed on as they came, and checked by the engine,
+ * which may be newer than this process. Every answer says the version and the API's major in its headers.
+ */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
-import * as v from 'valibot';
-import { describeIssue } from '../sys/checks.js';
 import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
-import { API_MAJOR, type EventRecord, type OperationName, operations } from './schema.js';
+import { VERSION } from '../version.js';
+import { isKeeperOperation, parseParams, unknownOperation } from './params.js';
+import { API_MAJOR, type EventRecord, MAJOR_HEADER, MAJORLESS_OPERATIONS, VERSION_HEADER } from './schema.js';
 
 const BODY_BYTES_MAX = 65_536;
-/** How much of a name that nobody knows is repeated in the answer. */
-const NAME_CHARS_MAX = 80;
 /** Events that wait for a client which does not read them; beyond it the client is cut off. */
 const BACKLOG_BYTES_MAX = 1_048_576;
+/** How much of a name that nobody knows is repeated in the answer. */
+const NAME_CHARS_MAX = 80;
+const OPERATION_NAME = /^[a-zA-Z]{1,64}$/;
 
 export interface ControlHandlers {
-  /** Executes an operation whose parameters are valid. */
-  call(operation: OperationName, params: unknown): Promise<unknown>;
+  /** Executes an operation. The parameters are valid where the keeper answers it itself, and unchecked elsewhere. */
+  call(operation: string, params: unknown): Promise<unknown>;
   /** Subscribes to events; returns how to end that. */
   subscribe(listener: (event: EventRecord) => void): () => void;
 }
@@ -21,16 +27,18 @@ export interface ControlHandlers {
 /** A server that is not listening yet. */
 export function createControlServer(handlers: ControlHandlers): Server {
   return createServer((request, response) => {
+    response.setHeader(VERSION_HEADER, VERSION);
+    response.setHeader(MAJOR_HEADER, API_MAJOR);
     serve(request, response, handlers).catch((error: unknown) => answerError(response, error));
   });
 }
 
 async function serve(request: IncomingMessage, response: ServerResponse, handlers: ControlHandlers): Promise<void> {
-  const [, major, operation] = (request.url ?? '').split('/');
-  if (major !== `v${API_MAJOR}`) {
+  const [, major = '', operation = ''] = (request.url ?? '').split('/');
+  if (major !== `v${API_MAJOR}` && !MAJORLESS_OPERATIONS.has(operation)) {
     throw new CowbirdError(
       'EPROTO',
-      `This daemon speaks version ${API_MAJOR} of the control API, and was asked for ${major?.slice(0, NAME_CHARS_MAX) ?? 'none'}: use the same version of Cowbird for both`,
+      `This daemon is Cowbird ${VERSION} and speaks version ${API_MAJOR} of the control API, not ${major.slice(0, NAME_CHARS_MAX) || 'none'}: unmount its volumes, \`cowbird daemon stop\`, and the next command starts its own version`,
     );
   }
   if (operation === 'ping') {
@@ -41,19 +49,13 @@ async function serve(request: IncomingMessage, response: ServerResponse, handler
     streamEvents(response, handlers);
     return;
   }
-  if (operation === undefined || !isOperation(operation)) {
-    throw new CowbirdError(
-      'ENOSYS',
-      `This daemon has no operation ${operation?.slice(0, NAME_CHARS_MAX) ?? ''}: it may be older than the command`,
-    );
+  if (!OPERATION_NAME.test(operation)) throw unknownOperation(operation.slice(0, NAME_CHARS_MAX));
+  if (request.method !== 'POST') {
+    throw new CowbirdError('EINVAL', `An operation is asked for by POST, not by ${request.method}`);
   }
-  const parsed = v.safeParse(operations[operation], parseBody(await readBody(request)));
-  if (!parsed.success) throw new CowbirdError('EINVAL', describeIssue(parsed.issues[0], 'Parameters'));
-  answer(response, 200, { result: (await handlers.call(operation, parsed.output)) ?? {} });
-}
-
-function isOperation(name: string): name is OperationName {
-  return Object.hasOwn(operations, name);
+  const body = parseBody(await readBody(request));
+  const params = isKeeperOperation(operation) ? parseParams(operation, body) : body;
+  answer(response, 200, { result: (await handlers.call(operation, params)) ?? {} });
 }
 
 /** The whole body. What is too long is read to its end and dropped, so that the next request on the connection is heard. */

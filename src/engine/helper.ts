@@ -13,6 +13,7 @@ import { CowbirdError } from '../sys/errors.js';
 import { setImmutable } from '../sys/fsfile.js';
 import * as libc from '../sys/libc.js';
 import { ownMounts } from '../sys/mounts.js';
+import { VERSION } from '../version.js';
 import type { HelperCall, HelperCalls } from './helper-calls.js';
 import {
   endFreeze,
@@ -38,6 +39,7 @@ import {
   unlinkStore,
   writeNonces,
 } from './helper-store.js';
+import { ENGINE_PROTOCOL } from './protocol.js';
 import { parentChannel, Rpc } from './rpc.js';
 
 const MAX_REQUEST_KIB = 1024;
@@ -136,8 +138,17 @@ function run<N extends HelperCall>(name: N, params: HelperCalls[N]['params']): H
   return calls[name](params);
 }
 
+/** The engine that asks may be older than this program, whose package was replaced on disk since. */
+const engineProtocol = Number(process.argv[2] ?? ENGINE_PROTOCOL);
+
 const channel = parentChannel();
+/** Calls that undo what an older helper did, and that every version takes. */
+const LAST_RESORTS: ReadonlySet<string> = new Set(['thawAfterDeath']);
 const keeper = new Rpc(channel, async (name, params) => {
+  if (engineProtocol !== ENGINE_PROTOCOL && !LAST_RESORTS.has(name)) {
+    const message = `Cowbird ${VERSION} was installed over the running one: \`cowbird daemon restart\` first`;
+    throw new CowbirdError('EPROTO', message);
+  }
   if (!isHelperCall(name)) throw new CowbirdError('ENOSYS', `A helper has no call ${name}`);
   return run(name, params as HelperCalls[typeof name]['params']);
 });

@@ -7,6 +7,8 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { CowbirdError, messageOf } from '../sys/errors.js';
+import { sameName } from './process-name.js';
+import { ENGINE_PROTOCOL } from './protocol.js';
 import { childChannel, Rpc } from './rpc.js';
 import type { EventInput } from './types.js';
 
@@ -35,13 +37,14 @@ export class Helpers {
     this.#onEngineHang = onEngineHang;
   }
 
-  /** Starts a helper that inherits the named descriptors as 4, 5, … */
-  start(fds: number[]): number {
+  /** Starts a helper that inherits the named descriptors as 4, 5, …; `protocol`: of the process that asks for it. */
+  start(fds: number[], protocol: number): number {
     const program = fileURLToPath(new URL('./helper.js', import.meta.url));
-    const child = fork(program, [], {
+    const child = fork(program, [String(protocol)], {
       stdio: ['ignore', 'inherit', 'inherit', 'ipc', ...fds],
       execArgv: process.execArgv,
       cwd: '/',
+      ...sameName(),
     });
     const number = this.#next++;
     const rpc = new Rpc(childChannel(child), async (name) => {
@@ -108,7 +111,7 @@ export class Helpers {
 
   #thawFor(dead: Helper): void {
     const { mountPoints } = dead;
-    const number = this.start([]);
+    const number = this.start([], ENGINE_PROTOCOL);
     this.call(number, 'thawAfterDeath', { mountPoints }, THAW_TIMEOUT_MS)
       .catch((error: unknown) =>
         this.#report({

@@ -1,5 +1,6 @@
 /** The engine's side of its channel to the keeper. */
 import type { HelperCall, HelperCalls } from './helper-calls.js';
+import { ENGINE_PROTOCOL } from './protocol.js';
 import { type Channel, type Handler, Rpc } from './rpc.js';
 import { HELPER_TIMEOUT_MS, type HelperSession, type Keeper, type KeeperCall, type KeeperCalls } from './services.js';
 
@@ -17,7 +18,7 @@ export class KeeperLink {
     return {
       pid,
       call,
-      helper: async (fds = []) => this.#helper(await call('startHelper', { fds }), call),
+      helper: async (fds = []) => this.#helper(await call('startHelper', { fds, protocol: ENGINE_PROTOCOL }), call),
     };
   }
 

@@ -14,6 +14,8 @@ import * as libc from '../sys/libc.js';
 import { Helpers } from './helpers.js';
 import { openOrigin, openStore } from './origins.js';
 import type { Outcome } from './pending.js';
+import { sameName } from './process-name.js';
+import { ENGINE_PROTOCOL } from './protocol.js';
 import type { VolumeRecord } from './records.js';
 import { ChannelEnded, childChannel, Rpc } from './rpc.js';
 import type { DoneOperation, KeeperCall, KeeperCalls } from './services.js';
@@ -22,6 +24,8 @@ import type { EventInput } from './types.js';
 /** First pause before a dead engine is started again; doubled up to the longest. */
 const BACKOFF_MS_MIN = 10;
 const BACKOFF_MS_MAX = 500;
+/** An engine of another version will not be there sooner than somebody installs it. */
+const REFUSED_RETRY_MS = 3_000;
 const READS: ReadonlySet<string> = new Set(['list', 'info', 'changes', 'getFreeMinor']);
 const PING_MS_MAX = 500;
 /** How often an operation is begun again after it was cut off and undone. */
@@ -39,6 +43,8 @@ export interface KeeperOptions {
 
 /** Parameters of the engine's first call. */
 export interface EngineStart {
+  /** Of the keeper; an engine that cannot work with it refuses to start. */
+  protocol: number;
   keeperPid: number;
   volumes: VolumeRecord[];
   options: unknown;
@@ -60,6 +66,9 @@ export class EngineKeeper {
   #restarts = 0;
   #backoffMs = BACKOFF_MS_MIN;
   #waiting: Array<() => void> = [];
+  #engineVersion: string | null = null;
+  /** Why the engine on disk cannot be used, from its refusal until one starts. */
+  #refusal: CowbirdError | undefined;
 
   constructor(options: KeeperOptions) {
     this.#options = options;
@@ -77,6 +86,15 @@ export class EngineKeeper {
     return this.#restarts;
   }
 
+  /** Version of the engine that started last: it may be newer or older than this process. */
+  get engineVersion(): string | null {
+    return this.#engineVersion;
+  }
+
+  get refusal(): string | null {
+    return this.#refusal?.message ?? null;
+  }
+
   get volumes(): VolumeRecord[] {
     return [...this.#volumes.values()];
   }
@@ -86,22 +104,40 @@ export class EngineKeeper {
     const start = this.#options.startProcess ?? startEngine;
     const child = start(this.#options.enginePath);
     const rpc = new Rpc(childChannel(child), (name, params) => this.#serve(name, params));
-    const begin: EngineStart = { keeperPid: process.pid, volumes: this.volumes, options: this.#options.engineStart };
-    const ready = rpc.call('start', begin).then(() => {
+    const begin: EngineStart = {
+      protocol: ENGINE_PROTOCOL,
+      keeperPid: process.pid,
+      volumes: this.volumes,
+      options: this.#options.engineStart,
+    };
+    const ready = rpc.call('start', begin).then((answer) => {
+      this.#engineVersion = versionIn(answer);
+      this.#refusal = undefined;
       this.#backoffMs = BACKOFF_MS_MIN;
       for (const wake of this.#waiting.splice(0)) wake();
     });
     this.#engine = { child, rpc, ready };
-    child.on('error', (error) =>
-      this.#options.onEvent({ event: 'engine.error', level: 'error', message: `The engine: ${messageOf(error)}` }),
-    );
+    child.on('error', (error) => {
+      this.#options.onEvent({ event: 'engine.error', level: 'error', message: `The engine: ${messageOf(error)}` });
+      // It never ran (node itself was replaced or removed), so nothing will exit.
+      if (child.pid === undefined) this.#engineEnded(null, null);
+    });
     this.#whenEnded(child, (code, signal) => this.#engineEnded(code, signal));
     try {
       await ready;
     } catch (error) {
+      this.#noteRefusal(error);
       child.kill('SIGKILL');
       throw error;
     }
+  }
+
+  /** An engine of another version has touched nothing. The volumes wait; callers are told why instead of waiting too. */
+  #noteRefusal(error: unknown): void {
+    if (!(error instanceof CowbirdError) || error.code !== 'EPROTO') return;
+    this.#refusal = error;
+    this.#backoffMs = REFUSED_RETRY_MS;
+    for (const wake of this.#waiting.splice(0)) wake();
   }
 
   /**
@@ -141,7 +177,10 @@ export class EngineKeeper {
 
   /** Calls the engine that serves, or is about to; {@link CUT_OFF} when it ended before it answered. */
   async #ask(call: string, params: unknown): Promise<unknown> {
-    while (this.#engine === undefined) await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    while (this.#engine === undefined) {
+      if (this.#refusal !== undefined) throw this.#refusal;
+      await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    }
     const engine = this.#engine;
     try {
       await engine.ready;
@@ -273,7 +312,7 @@ export class EngineKeeper {
       await this.#helpers.gone();
       return null;
     },
-    startHelper: async ({ fds }) => ({ helper: this.#helpers.start(fds) }),
+    startHelper: async ({ fds, protocol }) => ({ helper: this.#helpers.start(fds, protocol) }),
     callHelper: ({ helper, call, params, timeoutMs }) => this.#helpers.call(helper, call, params, timeoutMs),
     endHelper: async ({ helper }) => {
       this.#helpers.end(helper);
@@ -295,7 +334,7 @@ export class EngineKeeper {
 const CUT_OFF = Symbol('cut off');
 
 function startEngine(path: string): ChildProcess {
-  return fork(path, [], { stdio: ['ignore', 'inherit', 'inherit', 'ipc'], execArgv: process.execArgv });
+  return fork(path, [], { stdio: ['ignore', 'inherit', 'inherit', 'ipc'], execArgv: process.execArgv, ...sameName() });
 }
 
 function answerOf({ result, problem }: Omit<DoneOperation, 'requestId'>): unknown {
@@ -311,6 +350,11 @@ function descriptorsOf({ opened, device, snapshot, pending }: VolumeRecord): num
     if (each?.device != null) named.push(each.device.fuseFd);
   }
   return named;
+}
+
+function versionIn(answer: unknown): string | null {
+  if (typeof answer !== 'object' || answer === null || !('version' in answer)) return null;
+  return typeof answer.version === 'string' ? answer.version : null;
 }
 
 function isKeeperCall(calls: Implementation, name: string): name is KeeperCall {

@@ -21,8 +21,8 @@ export interface KeeperCalls {
   dropVolume: { params: { id: string; done: DoneOperation | null }; result: null };
   /** Resolves when the helpers of the engine before have ended, or after a time: what they had in hand is then done. */
   oldHelpersGone: { params: Record<string, never>; result: null };
-  /** Starts a helper that inherits the named descriptors of the keeper as 4, 5, … */
-  startHelper: { params: { fds: number[] }; result: { helper: number } };
+  /** Starts a helper that inherits the named descriptors of the keeper as 4, 5, …; `protocol`: of the engine that asks. */
+  startHelper: { params: { fds: number[]; protocol: number }; result: { helper: number } };
   callHelper: { params: { helper: number; call: string; params: unknown; timeoutMs: number }; result: unknown };
   endHelper: { params: { helper: number }; result: null };
   event: { params: EventInput; result: null };

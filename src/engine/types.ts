@@ -70,7 +70,12 @@ export interface DoctorReport {
 
 export interface DaemonStatus {
   running: boolean;
+  /** Of the keeper: it stays until the daemon is stopped. */
   version: string;
+  /** Of the engine: `daemon restart` brings it to the version on disk. Absent from a daemon that does not tell. */
+  engineVersion?: string | null;
+  /** Why no engine runs, when the one on disk cannot be used. */
+  engineProblem?: string | null;
   apiMajor: number;
   keeperPid: number;
   /** Null while the engine is being started again. */

@@ -75,7 +75,7 @@ const daemonStatus: Action = async (call) => {
     answer(call, none, 'No daemon runs');
     return EXIT.failed;
   }
-  return answer(call, status, daemonText(status));
+  return answer(call, status, daemonText(status, VERSION));
 };
 
 export const volumeActions: Readonly<Record<string, Action>> = {
@@ -92,12 +92,12 @@ export const volumeActions: Readonly<Record<string, Action>> = {
   events,
   'daemon start': async (call) => {
     const status = await call.library.startDaemon(call.client);
-    return answer(call, status, daemonText(status));
+    return answer(call, status, daemonText(status, VERSION));
   },
   'daemon stop': daemonStop,
   'daemon restart': async (call) => {
     const status = await call.library.restartDaemon(call.client);
-    return answer(call, status, daemonText(status));
+    return answer(call, status, daemonText(status, VERSION));
   },
   'daemon status': daemonStatus,
 };
