@@ -20,15 +20,18 @@ const GROUPS = [
   { folder: 'src', concurrency: 2, timeoutMs: 120_000 },
   { folder: 'test', concurrency: 1, timeoutMs: 300_000 },
 ];
+/** Runs what takes too long for every change instead: `npm run test:long`. */
+const LONG = '--long';
+const LONG_TIMEOUT_MS = 4 * 3_600_000;
 /** How long an interrupted test may take to unmount and detach. */
 const CLEAN_UP_MS = 60_000;
 const POLL_MS = 50;
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'];
 
 /** Compiled test files in a folder of `dist`, as paths from there. */
-function testFiles(folder) {
+function testFiles(folder, ending) {
   if (!existsSync(join(DIST, folder))) return [];
-  const names = readdirSync(join(DIST, folder), { recursive: true }).filter((name) => name.endsWith('.test.js'));
+  const names = readdirSync(join(DIST, folder), { recursive: true }).filter((name) => name.endsWith(ending));
   return names.sort().map((name) => join(folder, name));
 }
 
@@ -130,10 +133,16 @@ export async function main(args) {
   const startedAt = Date.now();
   const setUpCode = await setUpOrSay('test');
   if (setUpCode !== 0) return setUpCode;
-  const nodeArgs = args.filter((arg) => arg.startsWith('-'));
+  const isLong = args.includes(LONG);
+  const nodeArgs = args.filter((arg) => arg.startsWith('-') && arg !== LONG);
   const parts = args.filter((arg) => !arg.startsWith('-')).map(asCompiled);
   const isChosen = (file) => parts.length === 0 || parts.some((part) => file.includes(part));
-  const groups = GROUPS.map((group) => ({ ...group, files: testFiles(group.folder).filter(isChosen) }));
+  const ending = isLong ? '.long.js' : '.test.js';
+  const groups = GROUPS.map(({ timeoutMs, ...group }) => ({
+    ...group,
+    timeoutMs: isLong ? LONG_TIMEOUT_MS : timeoutMs,
+    files: testFiles(group.folder, ending).filter(isChosen),
+  }));
   const chosen = groups.filter((group) => group.files.length > 0);
   if (chosen.length === 0) {
     console.error(`No test file${parts.length === 0 ? '' : ` matches ${parts.join(' ')}`}`);

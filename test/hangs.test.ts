@@ -8,7 +8,6 @@ import { program } from './harness.js';
 import { armFailPoint, restarts, WITH_FAIL_POINTS } from './killing.js';
 import { CANNOT, digestOf, fill, Lab, MIB, run, until } from './lab.js';
 
-const MINOR = 190;
 const SECONDS = 1_000;
 
 /** Rejects when an answer takes too long. */
@@ -43,12 +42,13 @@ async function helperPid(lab: Lab): Promise<number> {
   throw new Error('the daemon has a helper');
 }
 
-describe('an origin that never answers', { skip: CANNOT }, () => {
-  it('hangs neither status, list and info nor the commands on another daemon; when it answers again all goes on', async (t) => {
+// They wait much and do little, each with a daemon of its own: all at once.
+describe('nobody waits for ever', { skip: CANNOT, concurrency: true }, () => {
+  it('an origin that never answers hangs neither status, list and info nor the commands on another daemon; when it answers again all goes on', async (t) => {
     const below = new Lab(t);
     const origin = await below.attached('below', 60 * MIB);
     const lab = new Lab(t);
-    const name = `above-${process.pid}`;
+    const name = `above-${lab.tag}`;
     const { device } = await cowbird.attach(origin, { name }, lab.client);
     const enginePid = (await cowbird.daemonStatus(below.client))?.enginePid;
     assert.ok(enginePid);
@@ -59,7 +59,7 @@ describe('an origin that never answers', { skip: CANNOT }, () => {
     below.onEnd(resume);
     lab.onEnd(resume);
     program(lab, 'dd', [`if=${device}`, 'of=/dev/null', 'bs=1M', 'count=8', 'iflag=direct']);
-    const setup = cowbird.setupSnapshot(device, lab.path('store'), MINOR, { storeBytes: 20 * MIB }, lab.client);
+    const setup = cowbird.setupSnapshot(device, lab.path('store'), 190, { storeBytes: 20 * MIB }, lab.client);
     setup.catch(() => undefined);
     await pause(1 * SECONDS);
     const status = await within(3 * SECONDS, 'daemon status', cowbird.daemonStatus(lab.client));
@@ -72,15 +72,13 @@ describe('an origin that never answers', { skip: CANNOT }, () => {
     assert.deepEqual((await within(5 * SECONDS, 'info', cowbird.info(undefined, lab.client))).devices, []);
     await resume();
     await within(20 * SECONDS, 'the setup', setup);
-    assert.equal((await lab.status(MINOR)).state, 3);
+    assert.equal((await lab.status(190)).state, 3);
   });
-});
 
-describe('an engine that hangs', { skip: CANNOT }, () => {
-  it('while a file system is frozen does not keep it so: its watchdog thaws', async (t) => {
+  it('an engine that hangs while a file system is frozen does not keep it so: its watchdog thaws', async (t) => {
     const { lab, node, mnt } = await mounted(t);
     await armFailPoint(lab, 'frozen', 0, 'hang');
-    const setup = cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 60 * MIB }, lab.client);
+    const setup = cowbird.setupSnapshot(node, `${mnt}/.cow`, 191, { storeBytes: 60 * MIB }, lab.client);
     setup.catch(() => undefined);
     await until('the engine hangs', async () => (await cowbird.daemonStatus(lab.client))?.engineAnswers === false);
     await within(8 * SECONDS, 'a write', fill(`${mnt}/written`, 2));
@@ -88,26 +86,26 @@ describe('an engine that hangs', { skip: CANNOT }, () => {
     assert.deepEqual(devices, []);
     await cowbird.restartDaemon(lab.client);
     await within(20 * SECONDS, 'the setup, begun again', setup);
-    assert.equal(digestOf(`/dev/cowbird${MINOR}`), digestOf(`/dev/cowbird${MINOR}`));
+    assert.equal(digestOf('/dev/cowbird191'), digestOf('/dev/cowbird191'));
   });
 
-  it('within a switch is ended, and the next one makes the switch', async (t) => {
+  it('an engine that hangs within a switch is ended, and the next one makes the switch', async (t) => {
     const { lab, node, mnt } = await mounted(t);
     await armFailPoint(lab, 'switched', 0, 'hang');
     const before = await restarts(lab);
-    const setup = cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 60 * MIB }, lab.client);
+    const setup = cowbird.setupSnapshot(node, `${mnt}/.cow`, 192, { storeBytes: 60 * MIB }, lab.client);
     setup.catch(() => undefined);
     await pause(500);
     await within(12 * SECONDS, 'a write', fill(`${mnt}/written`, 2));
     await within(20 * SECONDS, 'the setup', setup);
     assert.ok((await restarts(lab)) > before);
-    assert.equal((await lab.status(MINOR)).state, 3);
+    assert.equal((await lab.status(192)).state, 3);
   });
 
-  it('with its helper killed in the freeze leaves nothing frozen: the keeper thaws', async (t) => {
+  it('an engine that hangs, with its helper killed in the freeze, leaves nothing frozen: the keeper thaws', async (t) => {
     const { lab, node, mnt } = await mounted(t);
     await armFailPoint(lab, 'frozen', 0, 'hang');
-    const setup = cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 60 * MIB }, lab.client);
+    const setup = cowbird.setupSnapshot(node, `${mnt}/.cow`, 193, { storeBytes: 60 * MIB }, lab.client);
     setup.catch(() => undefined);
     await until('the engine hangs', async () => (await cowbird.daemonStatus(lab.client))?.engineAnswers === false);
     process.kill(await helperPid(lab), 'SIGKILL');
@@ -115,12 +113,10 @@ describe('an engine that hangs', { skip: CANNOT }, () => {
     await cowbird.restartDaemon(lab.client);
     await within(20 * SECONDS, 'the setup, begun again', setup);
   });
-});
 
-describe('under load', { skip: CANNOT }, () => {
-  it('destroy, a refused detach, detach and a forced stop end within 10 s', async (t) => {
+  it('destroy, a refused detach, detach and a forced stop end within 10 s under load', async (t) => {
     const { lab, node, mnt } = await mounted(t);
-    await cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 60 * MIB }, lab.client);
+    await cowbird.setupSnapshot(node, `${mnt}/.cow`, 194, { storeBytes: 60 * MIB }, lab.client);
     const raw = await lab.attached('raw', 60 * MIB);
     const load = (target: string): (() => Promise<void>) =>
       program(lab, 'fio', [
@@ -139,7 +135,7 @@ describe('under load', { skip: CANNOT }, () => {
     load(`${mnt}/load`);
     const stopRaw = load(raw);
     await pause(1 * SECONDS);
-    await within(10 * SECONDS, 'destroy', cowbird.destroy(MINOR, lab.client));
+    await within(10 * SECONDS, 'destroy', cowbird.destroy(194, lab.client));
     await assert.rejects(within(10 * SECONDS, 'detach', cowbird.detach(node, lab.client)), { code: 'EBUSY' });
     await assert.rejects(within(10 * SECONDS, 'stop', cowbird.stopDaemon({}, lab.client)), { code: 'EBUSY' });
     await stopRaw();

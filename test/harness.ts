@@ -38,7 +38,7 @@ export async function traces(lab: Lab): Promise<string[]> {
     ...volumes.map(({ name, minor, mode }) => `volume ${name} ${minor} ${mode}`),
     ...devices.map(({ minor, state, error }) => `minor ${minor} ${state} ${error}`),
     ...links.map((link) => `${link} -> ${readlinkSync(link)}`),
-    ...named.filter((name) => name.endsWith(`-${process.pid}`)),
+    ...named.filter((name) => name.endsWith(`-${lab.tag}`)),
     ...[...loops, ...mounts].filter((line) => line.includes(lab.folder)).map((line) => line.replace(/\s+/g, ' ')),
     ...folders.flatMap((folder) => readdirSync(folder).map((name) => `${folder}/${name}`)),
   ].sort();

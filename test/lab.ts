@@ -63,6 +63,7 @@ export async function until(what: string, isSo: () => Promise<boolean> | boolean
 }
 
 const labs = new Set<Lab>();
+let labCount = 0;
 
 // The runner ends test files with SIGTERM, also after Ctrl-C: what they put up is taken down first.
 process.once('SIGTERM', () => {
@@ -73,6 +74,8 @@ export class Lab {
   readonly folder = realpathSync(mkdtempSync(join(tmpdir(), 'cowbird-test-')));
   readonly env: NodeJS.ProcessEnv;
   readonly client: { env: NodeJS.ProcessEnv };
+  /** Ends the names of its volumes: several test files, and several tests of one, run at a time. */
+  readonly tag = `${process.pid}-${++labCount}`;
   readonly #cleanups: Array<() => Promise<unknown>> = [];
 
   /** `env`: more of the daemon's environment. */
@@ -105,12 +108,12 @@ export class Lab {
 
   /** An attached image; returns its node. */
   async attached(name: string, sizeBytes: number): Promise<string> {
-    return (await cowbird.attach(this.image(name, sizeBytes), { name: `${name}-${process.pid}` }, this.client)).device;
+    return (await cowbird.attach(this.image(name, sizeBytes), { name: `${name}-${this.tag}` }, this.client)).device;
   }
 
   /** The stable link of an attached image: a restart may give it another number. */
   link(name: string): string {
-    return `/dev/cowbird/${name}-${process.pid}`;
+    return `/dev/cowbird/${name}-${this.tag}`;
   }
 
   async mkfs(node: string, type: string): Promise<void> {
