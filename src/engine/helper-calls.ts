@@ -72,7 +72,6 @@ export interface HelperCalls {
     };
     result: null;
   };
-  dropCache: { params: { file: StoreFile }; result: null };
   /** Opens and syncs the mounts, so that the freeze itself is short. */
   prepareFreeze: {
     /** `gates`: memory of the volumes concerned, inherited; opened before a thaw that nobody asked for. */

@@ -376,14 +376,6 @@ function hasBits(map: Int32Array, first: number, count: number): boolean {
   return false;
 }
 
-export function dropStoreCache(params: Params<'dropCache'>): null {
-  return withStore(params.file, constants.O_RDONLY, (fd) => {
-    fsyncSync(fd);
-    libc.dropCache(fd);
-    return null;
-  });
-}
-
 /** The path of a file as its file system's root sees it. */
 export function pathInside(path: string, mountPoint: string): string {
   return join('/', relative(mountPoint, join(dirname(path), basename(path))));

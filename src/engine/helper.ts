@@ -27,7 +27,6 @@ import {
 import {
   closeStore,
   createStore,
-  dropStoreCache,
   eraseNonces,
   extentsOf,
   growStore,
@@ -113,7 +112,6 @@ const calls: Implementation = {
   truncateStore,
   growStore,
   closeStore,
-  dropCache: dropStoreCache,
   prepareFreeze,
   freeze: freezePrepared,
   thaw() {

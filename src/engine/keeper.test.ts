@@ -1,0 +1,96 @@
+/** The keeper's order of things when an engine ends, with processes that end when the test says so. */
+import assert from 'node:assert/strict';
+import { ChildProcess } from 'node:child_process';
+import { describe, it } from 'node:test';
+import { setTimeout as pause } from 'node:timers/promises';
+import { EngineKeeper } from './keeper.js';
+
+/** Longer than the first pauses before a new start. */
+const LOOK_MS = 150;
+const START_MS_MAX = 5_000;
+
+/** A process that answers its start, and that a signal does not end at once: the kernel has a call of its in hand. */
+class FakeProcess extends ChildProcess {
+  override connected = true;
+  override pid = 1;
+
+  override send(message: unknown): boolean {
+    const id = typeof message === 'object' && message !== null && 'id' in message ? message.id : 0;
+    setImmediate(() => this.emit('message', { id, result: null }));
+    return true;
+  }
+
+  override kill(): boolean {
+    return true;
+  }
+
+  disconnects(): void {
+    this.connected = false;
+    this.emit('disconnect');
+  }
+
+  exits(): void {
+    this.emit('exit', null, 'SIGKILL');
+  }
+}
+
+async function withKeeper(action: (started: FakeProcess[]) => Promise<void>): Promise<void> {
+  const started: FakeProcess[] = [];
+  const keeper = new EngineKeeper({
+    enginePath: 'none',
+    engineStart: null,
+    onEvent: () => undefined,
+    startProcess: () => {
+      const child = new FakeProcess();
+      started.push(child);
+      return child;
+    },
+  });
+  await keeper.start();
+  assert.equal(started.length, 1);
+  await action(started);
+  const last = started.at(-1);
+  const stopped = keeper.stop();
+  last?.exits();
+  await stopped;
+}
+
+async function untilStarted(started: readonly unknown[], count: number): Promise<void> {
+  const deadline = Date.now() + START_MS_MAX;
+  while (started.length < count) {
+    assert.ok(Date.now() < deadline, `engine ${count} is started`);
+    await pause(5);
+  }
+}
+
+describe('the keeper', () => {
+  it('starts no engine before the old one is reaped: what that has in hand would land after the next one’s answers', () =>
+    withKeeper(async (started) => {
+      started[0]?.disconnects();
+      await pause(LOOK_MS);
+      assert.equal(started.length, 1, 'the channel has ended, and the process has not');
+      started[0]?.exits();
+      await untilStarted(started, 2);
+    }));
+
+  it('starts no engine before all is heard that the old one said: a record may be the last of it', () =>
+    withKeeper(async (started) => {
+      started[0]?.exits();
+      await pause(LOOK_MS);
+      assert.equal(started.length, 1, 'the process has ended, and the channel has not');
+      started[0]?.disconnects();
+      await untilStarted(started, 2);
+    }));
+
+  it('never gives up: an engine that ends at once is started again and again', () =>
+    withKeeper(async (started) => {
+      for (let count = 1; count <= 8; count++) {
+        await untilStarted(started, count);
+        const before = Date.now();
+        started[count - 1]?.disconnects();
+        started[count - 1]?.exits();
+        await untilStarted(started, count + 1);
+        assert.ok(Date.now() - before < START_MS_MAX);
+      }
+    }));
+});
