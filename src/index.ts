@@ -9,7 +9,14 @@ import { resolve } from 'node:path';
 import { type ClientOptions, call, daemonStatus, events } from './control/client.js';
 import { ended, launchDaemon } from './control/launch.js';
 import { pathsFrom } from './control/paths.js';
-import type { ChangesReport, DaemonStatus, DoctorReport, StatusDocument, VolumeInfo } from './control/schema.js';
+import type {
+  AttachedVolume,
+  ChangesReport,
+  DaemonStatus,
+  DoctorReport,
+  StatusDocument,
+  VolumeInfo,
+} from './control/schema.js';
 import { examineMachine } from './engine/doctor.js';
 import { CowbirdError } from './sys/errors.js';
 import { VERSION } from './version.js';
@@ -21,6 +28,7 @@ export {
 } from './backup/update-from-snapshot.js';
 export type { ClientOptions } from './control/client.js';
 export type {
+  AttachedVolume,
   ChangesReport,
   DaemonStatus,
   DoctorCheck,
@@ -72,7 +80,7 @@ export async function attach(
   origin: string,
   options: AttachOptions = {},
   client: ClientOptions = {},
-): Promise<VolumeInfo> {
+): Promise<AttachedVolume> {
   return call('attach', { origin: resolve(origin), ...given(options) }, client);
 }
 

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import type { DaemonStatus, VolumeInfo } from '../index.js';
+import type { AttachedVolume, DaemonStatus } from '../index.js';
 import { CowbirdError, type Outcome } from '../sys/errors.js';
 import { VERSION } from '../version.js';
 import { snapshotActions } from './actions/snapshots.js';
@@ -11,7 +11,8 @@ import { main } from './cowbird.js';
 import { COWBIRD } from './spec/cowbird.js';
 import { fakeIo } from './testing.js';
 
-const VOLUME: VolumeInfo = {
+const VOLUME: AttachedVolume = {
+  warnings: [],
   name: 'sdb1',
   device: '/dev/loop3',
   link: '/dev/cowbird/sdb1',
@@ -40,6 +41,12 @@ describe('cowbird', () => {
     });
     assert.equal(await main(['attach', 'disk.img', '--name', 'x', '--workers', '2', '--read-only', '--raw'], io), 0);
     assert.deepEqual([io.stdout, io.stderr], ['/dev/loop3\n', '']);
+  });
+
+  it('says on stderr what an attached volume lacks on this machine', async () => {
+    const io = fakeIo({ attach: async () => ({ ...VOLUME, warnings: ['kernel: too old'] }) });
+    assert.equal(await main(['attach', 'disk.img'], io), 0);
+    assert.deepEqual([io.stdout, io.stderr], ['/dev/loop3\n', 'cowbird: warning: kernel: too old\n']);
   });
 
   it("prints the library's answer with --json, before or after the command", async () => {

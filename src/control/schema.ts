@@ -6,10 +6,18 @@
  * `GET /v1/events` streams one JSON object a line. The major in the path changes only when an old client would be misled.
  */
 import * as v from 'valibot';
-import type { ChangesReport, DaemonStatus, DoctorReport, StatusDocument, VolumeInfo } from '../engine/types.js';
+import type {
+  AttachedVolume,
+  ChangesReport,
+  DaemonStatus,
+  DoctorReport,
+  StatusDocument,
+  VolumeInfo,
+} from '../engine/types.js';
 import { AbsolutePath, VOLUME_NAME, WholeNumber } from '../sys/checks.js';
 
 export type {
+  AttachedVolume,
   ChangesReport,
   DaemonStatus,
   DoctorCheck,
@@ -112,7 +120,7 @@ export type OperationName = keyof typeof operations;
 export type OperationParams<N extends OperationName> = v.InferOutput<(typeof operations)[N]>;
 
 export interface OperationResults {
-  attach: VolumeInfo;
+  attach: AttachedVolume;
   detach: Record<string, never>;
   list: { volumes: VolumeInfo[] };
   info: StatusDocument;

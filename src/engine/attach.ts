@@ -18,7 +18,7 @@ import { failPoint } from './fail-points.js';
 import { findVolume, refuseInUse, refuseOwnFiles, refuseSecondUse } from './lookup.js';
 import type { SavedVolume, VolumeRecord } from './records.js';
 import { attachedPath } from './saved-state.js';
-import { describeVolume } from './status.js';
+import { describeAttached } from './status.js';
 import { saveRecord } from './tracking.js';
 import { Volume } from './volume.js';
 
@@ -80,7 +80,7 @@ export async function attachVolume(
     });
     saveAttached(context);
     failPoint('attached');
-    const result = describeVolume(record);
+    const result = describeAttached(record);
     await keeper.call('putVolume', { volume: record, done: { requestId: currentRequestId(), result } });
     return volume;
   });

@@ -61,6 +61,15 @@ function checkKernel(): DoctorCheck {
   };
 }
 
+/** What an attached volume lacks on this machine, each as one line: what `doctor` says, for whoever never asked it. */
+export function attachWarnings(
+  checks = [checkKernel(), checkFuseTimeout('default_request_timeout'), checkFuseTimeout('max_request_timeout')],
+): string[] {
+  return checks
+    .filter(({ status }) => status !== 'ok')
+    .map(({ name, detail, fix }) => `${name}: ${detail}${fix === undefined ? '' : `; ${fix}`}`);
+}
+
 function checkFuseTimeout(name: string): DoctorCheck {
   const path = `/proc/sys/fs/fuse/${name}`;
   if (!existsSync(path)) return { name, status: 'ok', detail: 'this kernel has no such limit' };

@@ -21,10 +21,10 @@ import { serveAgain, settleAll } from './resume.js';
 import { loadAttached } from './saved-state.js';
 import type { Keeper } from './services.js';
 import { type SetupParams, setupSnapshot } from './setup.js';
-import { changesReport, describeVolume, StatusFile, statusDocument } from './status.js';
+import { changesReport, describeAttached, describeVolume, StatusFile, statusDocument } from './status.js';
 import { closeSnapshotDevice, DEFAULT_CACHE_BYTES, requireTransition, saveRecord, tracked } from './tracking.js';
 import { destroy, type ToSnapshotParams, transitionToIncremental, transitionToSnapshot } from './transitions.js';
-import type { ChangesReport, StatusDocument, VolumeInfo } from './types.js';
+import type { AttachedVolume, ChangesReport, StatusDocument, VolumeInfo } from './types.js';
 import type { Volume } from './volume.js';
 import { Watch } from './watch.js';
 
@@ -169,7 +169,7 @@ export class Engine {
     });
   }
 
-  attach(params: AttachParams): Promise<VolumeInfo> {
+  attach(params: AttachParams): Promise<AttachedVolume> {
     return this.#change(async () => {
       const volume = await attachVolume(this.#context, params, () => this.#wakeWatch());
       this.#context.emit({
@@ -178,7 +178,11 @@ export class Engine {
         message: `${volume.record.origin} is ${volume.record.device.node}`,
         volume: volume.record.name,
       });
-      return describeVolume(volume.record);
+      const attached = describeAttached(volume.record);
+      for (const message of attached.warnings ?? []) {
+        this.#context.emit({ event: 'volume.warning', level: 'warning', message, volume: volume.record.name });
+      }
+      return attached;
     });
   }
 

@@ -6,11 +6,12 @@ import { allMounts, type MountEntry } from '../sys/mounts.js';
 import { BLOCK_BYTES, setRuns, Word } from '../tracer/layout.js';
 import { VERSION } from '../version.js';
 import type { EngineContext } from './context.js';
+import { attachWarnings } from './doctor.js';
 import { mountsOn } from './lookup.js';
 import type { SnapshotRecord, VolumeRecord } from './records.js';
 import { stateNumber } from './states.js';
 import { isActive, tracked, usedBytes, type VolumeView } from './tracking.js';
-import type { ChangesReport, SnapshotStatus, StatusDocument, VolumeInfo } from './types.js';
+import type { AttachedVolume, ChangesReport, SnapshotStatus, StatusDocument, VolumeInfo } from './types.js';
 
 const MIB = 1_048_576;
 
@@ -133,4 +134,9 @@ export function describeVolume(record: VolumeRecord): VolumeInfo {
     minor: record.snapshot?.minor ?? null,
     mode: record.snapshot === null ? 'passthrough' : record.snapshot.mode,
   };
+}
+
+/** As {@link describeVolume}, with what the volume lacks on this machine. */
+export function describeAttached(record: VolumeRecord): AttachedVolume {
+  return { ...describeVolume(record), warnings: attachWarnings() };
 }

@@ -18,6 +18,12 @@ export interface VolumeInfo {
   mode: 'passthrough' | 'incremental' | 'snapshot';
 }
 
+/** A volume that was just attached, and what it lacks on this machine, in words. */
+export interface AttachedVolume extends VolumeInfo {
+  /** Daemons before 0.2 give none. */
+  warnings?: string[];
+}
+
 /** One tracked volume: dattobd's `/proc/datto-info` entry, its fields in its order, `cow_used` added. */
 export interface SnapshotStatus {
   minor: number;

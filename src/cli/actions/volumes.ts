@@ -42,6 +42,7 @@ const attach: Action = async (call) => {
     ...(call.flag('raw') ? { raw: true } : {}),
   };
   const volume = await call.library.attach(origin, options, call.client);
+  for (const warning of volume.warnings ?? []) call.io.err(`cowbird: warning: ${warning}\n`);
   return answer(call, volume, volume.device);
 };
 

@@ -1,0 +1,29 @@
+/** What `doctor` and `attach` say of a machine. */
+import assert from 'node:assert/strict';
+import { describe, it } from 'node:test';
+import { attachWarnings, examineMachine, hasResend } from './doctor.js';
+
+describe('the examination of a machine', () => {
+  it('knows that requests are sent again from Linux 6.9 on, whatever follows the version', () => {
+    for (const release of ['6.9.0', '6.10.3-arch1-1', '6.18.0', '7.0.0-rc1']) assert.ok(hasResend(release), release);
+    for (const release of ['6.8.12', '6.1.0-28-amd64', '5.15.0', '4.19.0']) assert.ok(!hasResend(release), release);
+  });
+
+  it('warns who attaches of each thing that is not as it should be, with what to do', () => {
+    const kernel = { name: 'kernel', detail: '6.1: no FUSE_NOTIFY_RESEND', fix: 'Linux 6.9 or later' };
+    const warnings = attachWarnings([
+      { ...kernel, status: 'warning' },
+      { name: 'max_request_timeout', status: 'ok', detail: 'no limit' },
+    ]);
+    assert.deepEqual(warnings, ['kernel: 6.1: no FUSE_NOTIFY_RESEND; Linux 6.9 or later']);
+  });
+
+  it('gives each check a verdict, and what to do where it is not good', () => {
+    const checks = examineMachine();
+    assert.ok(checks.length > 5);
+    for (const { name, status, detail, fix } of checks) {
+      assert.ok(name !== '' && detail !== '');
+      if (status === 'missing') assert.ok(fix !== undefined && fix !== '', name);
+    }
+  });
+});
