@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { closeSync, openSync, readSync } from 'node:fs';
 import { describe, it } from 'node:test';
 import * as cowbird from '../src/index.js';
+import { killEngine, restarts, untilRestarted } from './killing.js';
 import { CANNOT, copy, digestOf, fill, Lab, MIB, run } from './lab.js';
 
 const MINOR = 140;
@@ -105,7 +106,7 @@ describe('a volume', { skip: CANNOT }, () => {
     await assert.rejects(run('dd', 'if=/dev/zero', `of=${readOnly.device}`, 'bs=4096', 'count=1', 'oflag=direct'));
   });
 
-  it('is one of eight that have snapshots at once', async (t) => {
+  it('is one of eight that have snapshots at once, and go on when the engine is killed under them', async (t) => {
     const lab = new Lab(t);
     const nodes: string[] = [];
     for (let i = 0; i < 8; i++) nodes.push(await lab.attached(`v${i}`, 16 * MIB));
@@ -114,49 +115,16 @@ describe('a volume', { skip: CANNOT }, () => {
     for (const [i, node] of nodes.entries()) {
       await cowbird.setupSnapshot(node, lab.path(`s${i}`), MINOR + i, { storeBytes: 20 * MIB }, lab.client);
     }
-    await Promise.all(nodes.map((node) => fill(node, 8, 'oflag=direct')));
+    const restarted = await restarts(lab);
+    const writing = nodes.map((node) => fill(node, 8, 'oflag=direct'));
+    await killEngine(lab);
+    await Promise.all(writing);
+    await untilRestarted(lab, restarted, 'the kill');
     assert.deepEqual(
       nodes.map((_, i) => digestOf(`/dev/cowbird${MINOR + i}`)),
       before,
     );
     assert.equal(await cowbird.getFreeMinor(lab.client), 0);
     assert.equal((await cowbird.info(undefined, lab.client)).devices.length, 8);
-  });
-
-  it('goes on when its engine is killed under verified load, and the snapshot is what it was', async (t) => {
-    const lab = new Lab(t);
-    const node = await lab.attached('volume', 300 * MIB);
-    await lab.mkfs(node, 'ext4');
-    const mnt = await lab.mount(node);
-    await fill(`${mnt}/a`, 10);
-    await cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 120 * MIB }, lab.client);
-    const before = digestOf('/dev/cowbird140');
-    const args = [
-      '--name=k',
-      `--directory=${mnt}`,
-      '--rw=randwrite',
-      '--bs=64k',
-      '--ioengine=libaio',
-      '--direct=1',
-      '--iodepth=8',
-      '--verify=crc32c',
-      '--do_verify=1',
-      '--verify_state_save=0',
-      '--size=60M',
-      '--time_based',
-      '--runtime=6',
-    ];
-    const load = run('fio', ...args);
-    for (let kill = 0; kill < 8; kill++) {
-      await new Promise((resolve) => setTimeout(resolve, 500));
-      const status = await cowbird.daemonStatus(lab.client);
-      if (status?.enginePid != null) process.kill(status.enginePid, 'SIGKILL');
-    }
-    await load;
-    assert.equal(digestOf('/dev/cowbird140'), before);
-    assert.equal((await lab.status(MINOR)).error, undefined);
-    assert.ok(((await cowbird.daemonStatus(lab.client))?.engineRestarts ?? 0) >= 5);
-    await run('umount', mnt);
-    await run('e2fsck', '-fn', node);
   });
 });
