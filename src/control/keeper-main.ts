@@ -22,6 +22,7 @@ import { ENGINE_PROTOCOL, requireSuccessor } from '../engine/protocol.js';
 import { cleanUpStale } from '../engine/stale.js';
 import { CowbirdError, messageOf } from '../sys/errors.js';
 import { tryLockFile } from '../sys/fsfile.js';
+import { notify } from '../sys/notify.js';
 import { VERSION } from '../version.js';
 import { EXIT_RUNS_ALREADY } from './launch.js';
 import { parseParams } from './params.js';
@@ -34,6 +35,9 @@ const paths = pathsFrom(process.env);
 const ANSWER_MS_MAX = 2_000;
 const LATE = Symbol('late');
 const startedAt = Date.now();
+// Ours alone: engine and helpers must not inherit it.
+const notifySocket = process.env['NOTIFY_SOCKET'];
+delete process.env['NOTIFY_SOCKET'];
 const listeners = new Set<(event: EventRecord) => void>();
 const log = pino({ base: null, timestamp: pino.stdTimeFunctions.isoTime });
 
@@ -139,6 +143,15 @@ function claimRunDirectory(): void {
   writeSync(fd, `${process.pid}\n`);
 }
 
+/** A service manager that cannot be told is no reason to end: that would be an I/O error for every volume. */
+function tellReady(): void {
+  try {
+    notify('READY=1', { NOTIFY_SOCKET: notifySocket });
+  } catch (error) {
+    emit({ event: 'notify.failed', level: 'warning', message: `Not told to the service manager: ${messageOf(error)}` });
+  }
+}
+
 async function main(): Promise<void> {
   claimRunDirectory();
   for (const message of cleanUpStale(paths.fuseDir)) emit({ event: 'stale', level: 'warning', message });
@@ -151,6 +164,8 @@ async function main(): Promise<void> {
   });
   process.umask(mask);
   chmodSync(paths.socket, 0o600);
+  // What is ordered after this service may call from here on.
+  tellReady();
   emit({ event: 'daemon.started', level: 'info', message: `Cowbird ${VERSION} serves ${paths.runDir}` });
 }
 

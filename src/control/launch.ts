@@ -2,13 +2,14 @@
  * Starting the daemon: a process with a session of its own, `/` as working directory and none of the caller's descriptors,
  * so that `$(cowbird attach …)` returns at once and the terminal's Ctrl-C does not reach it.
  */
-import { spawn } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { request } from 'node:http';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { CowbirdError } from '../sys/errors.js';
 import { closeOnExecFrom } from '../sys/libc.js';
-import type { Paths } from './paths.js';
+import { type Paths, pathsFrom } from './paths.js';
 import { API_MAJOR } from './schema.js';
 import { otherMajor, strangeAnswer } from './skew.js';
 
@@ -27,6 +28,7 @@ export async function launchDaemon(paths: Paths, env: NodeJS.ProcessEnv): Promis
     throw new CowbirdError('EPERM', 'Cowbird needs root: it opens disks and binds loop devices');
   }
   if (await answers(paths)) return;
+  if (hasUnit(paths)) return startUnit(paths);
   mkdirSync(paths.runDir, { recursive: true, mode: 0o755 });
   // Whatever the caller was started with must not live on in the daemon: a pipe held open would keep its reader waiting.
   closeOnExecFrom(3);
@@ -47,17 +49,53 @@ export async function launchDaemon(paths: Paths, env: NodeJS.ProcessEnv): Promis
     exitCode = code ?? 1;
   });
   child.unref();
-  const deadline = Date.now() + START_TIMEOUT_MS;
-  while (!(await answers(paths))) {
+  await answering(paths, paths.log, () => {
     // Another start was faster: its daemon answers soon.
     if (exitCode !== null && exitCode !== 0 && exitCode !== EXIT_RUNS_ALREADY) throw startFailed(paths, failure);
+  });
+}
+
+/** Resolves when the daemon answers; `check` throws when it never will. `log`: where to look otherwise. */
+async function answering(paths: Paths, log: string, check: () => void): Promise<void> {
+  const deadline = Date.now() + START_TIMEOUT_MS;
+  while (!(await answers(paths))) {
+    check();
     if (Date.now() > deadline) {
-      throw new CowbirdError('ETIMEDOUT', `The daemon did not answer within ${START_TIMEOUT_MS} ms: see ${paths.log}`, {
+      throw new CowbirdError('ETIMEDOUT', `The daemon did not answer within ${START_TIMEOUT_MS} ms: see ${log}`, {
         outcome: 'failed',
       });
     }
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
   }
+}
+
+export const UNIT = 'cowbird.service';
+const UNIT_FOLDERS = ['etc/systemd/system', 'run/systemd/system', 'usr/lib/systemd/system', 'lib/systemd/system'];
+
+/**
+ * Whether systemd runs this machine and has a unit for the daemon. One that a command started would lie in the session of
+ * whoever called it, and be killed with that before the last file system is unmounted.
+ */
+export function hasUnit(paths: Pick<Paths, 'runDir' | 'stateDir'>, root = '/'): boolean {
+  const { runDir, stateDir } = pathsFrom({});
+  return (
+    paths.runDir === runDir &&
+    paths.stateDir === stateDir &&
+    existsSync(join(root, 'run/systemd/system')) &&
+    UNIT_FOLDERS.some((folder) => existsSync(join(root, folder, UNIT)))
+  );
+}
+
+/** Has systemd start the daemon; resolves when it answers. */
+export async function startUnit(paths: Paths, systemctl = 'systemctl'): Promise<void> {
+  await new Promise<void>((resolve, reject) => {
+    execFile(systemctl, ['start', '--no-block', UNIT], (error, _stdout, stderr) => {
+      const why = stderr.trim() || (error?.message ?? '');
+      if (error === null) resolve();
+      else reject(new CowbirdError('EIO', `systemd did not start ${UNIT}: ${why}`, { outcome: 'failed' }));
+    });
+  });
+  await answering(paths, `\`journalctl -u ${UNIT}\``, () => undefined);
 }
 
 const END_TIMEOUT_MS = 15_000;

@@ -1,11 +1,11 @@
 /** What the operations share: the volumes, the keeper, the pool, one lock for everything that changes. */
 import { AsyncLocalStorage } from 'node:async_hooks';
-import { lstatSync, mkdirSync, readlinkSync, renameSync, rmSync, symlinkSync, unlinkSync } from 'node:fs';
+import { lstatSync, mkdirSync, renameSync, rmSync, symlinkSync, unlinkSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import type { Pool } from './pool.js';
 import type { HelperSession, Keeper } from './services.js';
-import { isDeadLink } from './stale.js';
+import { isDeadLink, targetOf } from './stale.js';
 import type { EventInput } from './types.js';
 import type { Volume } from './volume.js';
 
@@ -111,13 +111,13 @@ export function refuseForeignLink(link: string, target = ''): void {
     if (errnoOfError(error) === 2) return;
     throw error;
   }
-  if (stats.isSymbolicLink() && (readlinkSync(link) === target || isDeadLink(link))) return;
+  if (stats.isSymbolicLink() && (targetOf(link) === target || isDeadLink(link))) return;
   throw new CowbirdError('EBUSY', `${link} exists and is not this daemon's: remove it, or use another name or minor`);
 }
 
 export function removeLink(link: string, target: string): void {
   try {
-    if (readlinkSync(link) === target) unlinkSync(link);
+    if (targetOf(link) === target) unlinkSync(link);
   } catch (error) {
     // Gone already, or no link any more: not ours to remove.
     if (![2, 22].includes(errnoOfError(error))) throw error;

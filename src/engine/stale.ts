@@ -4,7 +4,7 @@
  * stays; the message says what to do.
  */
 import { lstatSync, readdirSync, readlinkSync, unlinkSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { boundLoops, isBoundLoop, releaseLoop } from '../sys/blkdev.js';
 import { messageOf } from '../sys/errors.js';
 import { MNT_DETACH, umount } from '../sys/libc.js';
@@ -54,10 +54,15 @@ export function removeDeadLinks(messages: string[]): void {
   }
 }
 
+/** Where a link leads. udev makes relative ones, also in the place of ours, where a rule gives a volume its name. */
+export function targetOf(link: string): string {
+  return resolve(dirname(link), readlinkSync(link));
+}
+
 /** A symbolic link to a loop device that has no backing file: nothing that anybody could use. */
 export function isDeadLink(link: string): boolean {
   if (!lstatSync(link).isSymbolicLink()) return false;
-  const target = readlinkSync(link);
+  const target = targetOf(link);
   return /^\/dev\/loop\d+$/.test(target) && !isBoundLoop(target);
 }
 

@@ -4,9 +4,11 @@ import { VERSION } from '../../version.js';
 import { parseDecimal } from '../quantities.js';
 import { EXIT } from '../spec/cowbird.js';
 import { daemonText, doctorText, eventText, volumesText } from '../tables.js';
+import { attachBoot, attachIfNeeded, detach, printUnit, whileBusy } from './boot.js';
 import { type Action, answer, type Call, operand } from './call.js';
 
 const WORKERS_MAX = 64;
+const WAIT_SECONDS_MAX = 86_400;
 const NAME = /^[A-Za-z0-9._-]{1,64}$/;
 
 function nameOption(call: Call): string | undefined {
@@ -41,7 +43,10 @@ const attach: Action = async (call) => {
     ...(call.flag('read-only') ? { readOnly: true } : {}),
     ...(call.flag('raw') ? { raw: true } : {}),
   };
-  const volume = await call.library.attach(origin, options, call.client);
+  if (call.flag('boot')) return attachBoot(call, origin, options);
+  const volume = await (call.flag('if-needed')
+    ? attachIfNeeded(call, origin, options)
+    : call.library.attach(origin, options, call.client));
   for (const warning of volume.warnings ?? []) call.io.err(`cowbird: warning: ${warning}\n`);
   return answer(call, volume, volume.device);
 };
@@ -59,9 +64,20 @@ const events: Action = async (call) => {
   return undefined;
 };
 
+function waitOption(call: Call): number {
+  const text = call.value('wait');
+  if (text === undefined) return 0;
+  const seconds = parseDecimal(text);
+  if (seconds === undefined || seconds > WAIT_SECONDS_MAX) {
+    throw new CowbirdError('EINVAL', `Wait \`${text}\` is not a number of seconds from 0 to ${WAIT_SECONDS_MAX}`);
+  }
+  return seconds;
+}
+
 const daemonStop: Action = async (call) => {
+  const waitSeconds = waitOption(call);
   try {
-    await call.library.stopDaemon({ force: call.flag('force') }, call.client);
+    await whileBusy(waitSeconds, () => call.library.stopDaemon({ force: call.flag('force') }, call.client));
   } catch (error) {
     if (!(error instanceof CowbirdError && error.code === 'ENOTCONN')) throw error;
     return answer(call, { stopped: false }, 'No daemon runs');
@@ -81,10 +97,7 @@ const daemonStatus: Action = async (call) => {
 
 export const volumeActions: Readonly<Record<string, Action>> = {
   attach,
-  detach: async (call) => {
-    await call.library.detach(operand(call, 0), call.client);
-    return answer(call, {}, '');
-  },
+  detach,
   list: async (call) => {
     const volumes = await call.library.listVolumes(call.client);
     return answer(call, { volumes }, call.json ? '' : await volumesText(volumes));
@@ -101,4 +114,5 @@ export const volumeActions: Readonly<Record<string, Action>> = {
     return answer(call, status, daemonText(status, VERSION));
   },
   'daemon status': daemonStatus,
+  'daemon unit': printUnit,
 };

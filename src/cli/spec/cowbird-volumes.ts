@@ -22,12 +22,21 @@ export const VOLUME_COMMANDS: readonly CommandSpec[] = [
       { long: '--workers', value: 'N', help: 'How many threads may serve the volume at once, 1 to 64.' },
       { long: '--read-only', help: 'Let nobody write to the volume.' },
       { long: '--raw', help: 'Take a file that looks like another image format (qcow2) as raw bytes.' },
+      {
+        long: '--boot',
+        help: 'Attach it at every boot too, before file systems are mounted: writes units for systemd and a udev rule. The line for fstab is printed on stderr.',
+      },
+      { long: '--if-needed', help: 'Be content when ORIGIN is attached as NAME already.' },
       JSON_OPTION,
     ],
     examples: [
       {
         command: 'DEV=$(cowbird attach /dev/sdb1) && mount "$DEV" /srv',
         meaning: 'Attach a partition and mount the volume.',
+      },
+      {
+        command: 'cowbird attach --boot /dev/sdb1 --name data',
+        meaning: 'Attach it now and at every boot, for an fstab line on /dev/cowbird/data.',
       },
       { command: 'cowbird attach disk.img --name test', meaning: 'Attach an image file as /dev/cowbird/test.' },
     ],
@@ -40,7 +49,13 @@ export const VOLUME_COMMANDS: readonly CommandSpec[] = [
       'Refused (EBUSY, naming the holder) while the volume is mounted, open or tracked: unmount it and destroy its snapshot first.',
     ],
     operands: [VOLUME],
-    options: [JSON_OPTION],
+    options: [
+      {
+        long: '--boot',
+        help: 'Remove what attaches it at boot as well. A volume that is not attached now is named by its name.',
+      },
+      JSON_OPTION,
+    ],
   },
   {
     name: 'list',
@@ -100,6 +115,11 @@ export const DAEMON_COMMANDS: readonly CommandSpec[] = [
     ],
     operands: [],
     options: [
+      {
+        long: '--wait',
+        value: 'SECONDS',
+        help: 'While a volume is in use, try again for so long before refusing. Default: 0.',
+      },
       { long: '--force', help: 'Stop although a volume is in use: its users get I/O errors from then on.' },
       JSON_OPTION,
     ],
@@ -108,7 +128,8 @@ export const DAEMON_COMMANDS: readonly CommandSpec[] = [
     name: 'daemon restart',
     summary: 'Start the engine anew under the attached volumes',
     description: [
-      "Swaps the engine's process while volumes stay attached and mounted: their users wait, and see no error.",
+      "Swaps the engine's process while volumes stay attached and mounted: their users wait, and see no error. The new one is the version that is installed: this is the live upgrade. The keeper's own code stays until `daemon stop`.",
+      'Refused, with the old engine left running, when the installed one does not start or cannot work under the running keeper.',
     ],
     operands: [],
     options: [JSON_OPTION],
@@ -116,9 +137,20 @@ export const DAEMON_COMMANDS: readonly CommandSpec[] = [
   {
     name: 'daemon status',
     summary: 'Say whether the daemon runs',
-    description: ['Prints the process ids and for how long the daemon has run. Never starts one.'],
+    description: [
+      'Prints the process ids and for how long the daemon has run, and the versions of keeper, engine and command where they differ. Never starts one.',
+    ],
     operands: [],
     options: [JSON_OPTION],
     exits: [{ status: 1, meaning: 'No daemon runs, or failed.' }],
+  },
+  {
+    name: 'daemon unit',
+    summary: "Print the daemon's unit for systemd",
+    description: [
+      'For `cowbird daemon unit > /etc/systemd/system/cowbird.service`, which makes systemd start the daemon, also where a command needs it. `cowbird attach --boot` writes it itself where it is missing.',
+    ],
+    operands: [],
+    options: [JSON_OPTION],
   },
 ];

@@ -33,7 +33,13 @@ export const COWBIRD: ProgramSpec = {
     { status: EXIT.partial, meaning: 'Done in part.' },
     { status: EXIT.interrupted, meaning: 'Interrupted by Ctrl-C.' },
   ],
-  environment: ENVIRONMENT,
+  environment: [
+    ...ENVIRONMENT,
+    {
+      name: 'COWBIRD_ETC_DIR',
+      help: 'Where --boot writes and removes files instead of /etc; the running systemd is then not told. For images of other machines.',
+    },
+  ],
   files: FILES,
   seeAlso: ['dbdctl(8)', 'elioctl(8)', 'update-img(8)', 'losetup(8)'],
   examples: [
