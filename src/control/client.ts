@@ -81,7 +81,8 @@ export async function daemonStatus(options: ClientOptions = {}): Promise<DaemonS
 export async function* events(options: ClientOptions = {}): AsyncGenerator<EventRecord, void, undefined> {
   const paths = pathsFrom(options.env ?? process.env);
   const response = await new Promise<IncomingMessage>((resolve, reject) => {
-    const req = request({ socketPath: paths.socket, path: `/v${API_MAJOR}/events`, signal: options.signal }, resolve);
+    const path = `/v${API_MAJOR}/events`;
+    const req = request({ socketPath: paths.socket, agent: false, path, signal: options.signal }, resolve);
     req.on('error', (error) => reject(isNobodyThere(error) ? noDaemon(paths) : error));
     req.end();
   });
@@ -145,6 +146,8 @@ async function post<N extends OperationName>(
     const req = request(
       {
         socketPath: paths.socket,
+        // A connection of its own: one that is kept may have been closed by the daemon while this program was busy.
+        agent: false,
         method: 'POST',
         path: `/v${API_MAJOR}/${operation}`,
         headers: { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) },
