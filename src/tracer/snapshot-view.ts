@@ -3,13 +3,15 @@
  *
  * For each block, in this order: its bit is set → the store has it; it belongs to the store → zeros (I6); else the origin
  * still has it. The origin is read first and the bits are looked at again afterwards: a block that was saved meanwhile may
- * have been overwritten under the read, so the saved copy is taken instead. Last of all FAILED is looked at: once it is set
- * writes go unsaved, so everything read before is doubtful (I2).
+ * have been overwritten under the read, so the saved copy is taken instead; one that the store took in meanwhile by growing
+ * was zeros, or it would be saved. Last of all FAILED is looked at: once it is set writes go unsaved, so everything read
+ * before is doubtful (I2).
  */
-import type { IoBuffer } from '../block/device.js';
+import type { BlockDevice, IoBuffer } from '../block/device.js';
 import { assert, SystemError } from '../sys/errors.js';
 import { BLOCK_BYTES, Mode, Word } from './layout.js';
 import type { Steps } from './steps.js';
+import type { StoreMap } from './store-map.js';
 import type { Tracer } from './tracer.js';
 
 const EIO = 5;
@@ -41,13 +43,12 @@ export function* readSnapshot(
 
 /** A run of saved blocks that lie in consecutive places of one piece of the store. Returns where it ended. */
 function* readSaved(tracer: Tracer, buffer: IoBuffer, at: number, position: number, end: number): Steps<number> {
-  tracer.hooks.refresh();
-  const { memory, storeMap, storeDevice } = tracer;
-  assert(storeMap !== undefined && storeDevice !== undefined, 'a snapshot has a store');
+  const { memory } = tracer;
   const block = Math.floor(position / BLOCK_BYTES);
   const place = memory.entry(block);
   assert(place > 0, `saved block ${block} has a place`);
-  const { offset, run } = storeMap.locate(place);
+  const { map, device } = yield* storeWith(tracer, place);
+  const { offset, run } = map.locate(place);
   let count = 1;
   while (
     count < run &&
@@ -59,8 +60,20 @@ function* readSaved(tracer: Tracer, buffer: IoBuffer, at: number, position: numb
   }
   const within = position - block * BLOCK_BYTES;
   const lengthBytes = Math.min(end, (block + count) * BLOCK_BYTES) - position;
-  yield { kind: 'read', device: storeDevice, buffer, at, lengthBytes, offset: offset + within };
+  yield { kind: 'read', device, buffer, at, lengthBytes, offset: offset + within };
   return position + lengthBytes;
+}
+
+/** The store in use, once it has a place: growth marks what it keeps before it announces where that lies. */
+function* storeWith(tracer: Tracer, place: number): Steps<{ map: StoreMap; device: BlockDevice }> {
+  for (;;) {
+    const generation = tracer.memory.get(Word.GENERATION);
+    tracer.hooks.refresh();
+    const { storeMap: map, storeDevice: device } = tracer;
+    assert(map !== undefined && device !== undefined, 'a snapshot has a store');
+    if (place < map.config.placeCount) return { map, device };
+    yield { kind: 'wait', word: Word.GENERATION, value: generation };
+  }
 }
 
 /** A run of blocks that are not saved: the store's own, or the origin's. Returns where it ended. */
@@ -82,13 +95,20 @@ function* readUnsaved(tracer: Tracer, buffer: IoBuffer, at: number, position: nu
   while (stop <= last && !memory.isMarked(stop)) stop++;
   const stopBytes = Math.min(end, stop * BLOCK_BYTES);
   yield { kind: 'read', device: origin, buffer, at, lengthBytes: stopBytes - position, offset: position };
+  // A store that has grown meanwhile may have been written where we read. It has told everybody before.
+  tracer.hooks.refresh();
   let again = position;
   while (again < stopBytes) {
-    if (memory.isMarked(Math.floor(again / BLOCK_BYTES))) {
+    const block = Math.floor(again / BLOCK_BYTES);
+    if (memory.isMarked(block)) {
       again = yield* readSaved(tracer, buffer, at + again - position, again, stopBytes);
-    } else {
-      again = Math.min(stopBytes, again - (again % BLOCK_BYTES) + BLOCK_BYTES);
+      continue;
     }
+    const next = Math.min(stopBytes, (block + 1) * BLOCK_BYTES);
+    const hasGrown = tracer.storeMap !== storeMap;
+    if (hasGrown && tracer.storeMap?.firstOwnBlock(block, block) === block)
+      buffer.bytes.fill(0, at + again - position, at + next - position);
+    again = next;
   }
   return stopBytes;
 }
