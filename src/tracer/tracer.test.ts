@@ -291,6 +291,16 @@ describe('a failure of the store', () => {
     assert.equal(world.origin.bytes[12 * BLOCK_BYTES], 1);
   });
 
+  it('when somebody else zeroes blocks of it fails the snapshot with 117, zeros though they were', () => {
+    const world = worldOf(40 * BLOCK_BYTES);
+    const extents = [{ place: 0, block: 10, count: 9 }];
+    const config: StoreConfig = { kind: 'origin', extents, slots: [{ place: 3, count: 6 }], placeCount: 9 };
+    beginSnapshot(world, config, world.origin);
+    const context = { worker: 0, scratch: bufferOf(16 * BLOCK_BYTES) };
+    runSteps(world.tracer.zero(context, 14 * BLOCK_BYTES, BLOCK_BYTES, true), noWait);
+    assert.equal(world.memory.get(Word.FAILED), 117);
+  });
+
   it('that is clean on disk is made dirty, flushed, before the first write is issued to the origin', () => {
     const world = worldOf(20 * BLOCK_BYTES);
     const { config, device } = deviceStore(9);

@@ -116,6 +116,7 @@ export class Tracer {
           yield { kind: 'zero', device: this.origin, lengthBytes: piece, offset: position, unmap };
           position += piece;
         } else {
+          yield* this.#guardStore(context, position, end - position);
           const data = unmap ? this.origin.nextData(position, end) : position;
           // The end of the hole may stand inside a sector's block; data before it is in this piece's range anyway.
           position = Math.min(end, Math.max(position, data - (data % BLOCK_BYTES)));
@@ -164,7 +165,7 @@ export class Tracer {
     const first = Math.floor(offset / BLOCK_BYTES);
     const last = Math.floor((offset + lengthBytes - 1) / BLOCK_BYTES);
     if (memory.get(Word.HEADER_STATE) !== HeaderState.DIRTY) yield* this.makeDirty(context);
-    if (this.#store !== undefined && this.#store.map.firstOwnBlock(first, last) >= 0) yield* this.#foreignWrite();
+    yield* this.#guardStore(context, offset, lengthBytes);
     if (mode === Mode.SNAPSHOT && memory.get(Word.FAILED) === 0) {
       try {
         yield* this.#save(context, first, last);
@@ -282,8 +283,16 @@ export class Tracer {
     if (Atomics.compareExchange(this.memory.words, Word.FAILED, 0, errno) === 0) this.hooks.attention(cause);
   }
 
-  /** A write into the store's own blocks that is not ours: the store's contents can no longer be trusted. */
-  *#foreignWrite(): Steps {
+  /**
+   * A write into the store's own blocks that is not ours: the store's contents can no longer be trusted. One of zeros onto
+   * zeros too: those blocks are somebody else's from now on, and the store would be written over them.
+   */
+  *#guardStore(context: RequestContext, offset: number, lengthBytes: number): Steps {
+    const map = this.#store?.map;
+    const last = Math.floor((offset + lengthBytes - 1) / BLOCK_BYTES);
+    if (map === undefined || map.firstOwnBlock(Math.floor(offset / BLOCK_BYTES), last) < 0) return;
+    // Afterwards nothing of ours goes to the store, its header neither.
+    if (this.memory.get(Word.HEADER_STATE) !== HeaderState.DIRTY) yield* this.makeDirty(context);
     this.fail(STORE_OVERWRITTEN);
     for (;;) {
       const inFlight = this.memory.get(Word.STORE_WRITES);
