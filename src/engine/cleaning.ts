@@ -3,10 +3,12 @@ import { originFingerprint } from '../cow/fingerprint.js';
 import { errnoOfError, messageOf } from '../sys/errors.js';
 import { goClean } from '../tracer/cleaning.js';
 import type { StoreOnDevice } from '../tracer/index-io.js';
+import { Mode, Word } from '../tracer/layout.js';
 import { runStepsAsync, withScratch } from './async-steps.js';
 import type { EngineContext } from './context.js';
 import { saveSeries } from './series.js';
 import { headerFor, type Tracked } from './tracking.js';
+import type { Volume } from './volume.js';
 
 /** The store of a tracked volume, as the control thread writes it. */
 export function storeOf({ volume }: Tracked): StoreOnDevice {
@@ -15,10 +17,22 @@ export function storeOf({ volume }: Tracked): StoreOnDevice {
   return { map, device: volume.storeDevice };
 }
 
+/**
+ * What has failed while it was tracked is not gone on with after a stop: its header may still say clean, if the very write
+ * that should have made it dirty was what failed. One whose reload was refused is not tracked, and may be tried again.
+ */
+export function dropTrust(context: EngineContext, volume: Volume): void {
+  if (volume.memory.get(Word.MODE) !== Mode.PASSTHROUGH) saveSeries(context, volume, undefined);
+}
+
 /** Makes the COW file clean. Returns false when writes came in between; the next look tries again. */
 export async function makeClean(context: EngineContext, target: Tracked): Promise<boolean> {
   const { volume, snapshot } = target;
   const { tracer } = volume;
+  if (tracer.memory.get(Word.FAILED) !== 0) {
+    dropTrust(context, volume);
+    return false;
+  }
   try {
     return await withScratch((buffer) =>
       runStepsAsync(
@@ -36,6 +50,7 @@ export async function makeClean(context: EngineContext, target: Tracked): Promis
     );
   } catch (error) {
     tracer.fail(errnoOfError(error));
+    dropTrust(context, volume);
     context.emit({
       event: 'snapshot.failed',
       level: 'error',

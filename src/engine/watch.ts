@@ -8,7 +8,7 @@
 import { codeOf, messageOf } from '../sys/errors.js';
 import { allMounts, type MountEntry } from '../sys/mounts.js';
 import { HeaderState, Word } from '../tracer/layout.js';
-import { makeClean } from './cleaning.js';
+import { dropTrust, makeClean } from './cleaning.js';
 import { type EngineContext, withHelper } from './context.js';
 import { mountsOn } from './lookup.js';
 import { toStoreExtents } from './store-setup.js';
@@ -132,6 +132,7 @@ export class Watch {
     const failed = volume.memory.get(Word.FAILED);
     if (failed !== 0 && this.#reportedFailures.get(key) !== failed) {
       this.#reportedFailures.set(key, failed);
+      dropTrust(this.#context, volume);
       if (snapshot.failure === '') snapshot.failure = describeFailure(failed);
       this.#context.emit({
         event: 'snapshot.failed',

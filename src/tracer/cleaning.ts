@@ -4,7 +4,7 @@
  * Order: under the gate say CLEANING (no write is in hand then, so the index written next misses none); index, flush of
  * store and origin; fingerprint of the origin; under the header's lock, if still CLEANING, the clean header, flush, CLEAN. A
  * write that comes meanwhile turns CLEANING back to DIRTY before it marks anything, and one that comes later first makes
- * the header dirty on the disk. So a header that says CLEAN has everything before it, and nothing after it.
+ * the header dirty on the disk. A foreign write into the store ends it, and waits for the index write in hand. So a header that says CLEAN has everything before it, and nothing after it.
  */
 import type { IoBuffer } from '../block/device.js';
 import { whileGateClosed } from './gate.js';
@@ -33,15 +33,21 @@ export function* goClean(tracer: Tracer, parts: CleaningParts): Steps<boolean> {
     (word) => hooks.wake(word),
     () => memory.set(Word.HEADER_STATE, HeaderState.CLEANING),
   );
-  yield* writeIndex(memory, store, buffer, memory.get(Word.MODE) === Mode.INCREMENTAL);
+  const indexOnly = memory.get(Word.MODE) === Mode.INCREMENTAL;
+  if (!(yield* tracer.whileTrusted(writeIndex(memory, store, buffer, indexOnly)))) return false;
   yield { kind: 'flush', device: store.device };
   yield { kind: 'flush', device: origin };
   const fingerprint = parts.fingerprint();
   yield* tracer.lockHeader();
   try {
     if (memory.get(Word.HEADER_STATE) !== HeaderState.CLEANING || memory.get(Word.FAILED) !== 0) return false;
-    yield* writeHeader(store, buffer, parts.header(memory.get(Word.CHANGED) >>> 0, fingerprint));
-    memory.set(Word.HEADER_STATE, HeaderState.CLEAN);
+    const header = parts.header(memory.get(Word.CHANGED) >>> 0, fingerprint);
+    try {
+      yield* writeHeader(store, buffer, header);
+    } finally {
+      // After an error too: it may have reached the disk, so the next write has to make it dirty.
+      memory.set(Word.HEADER_STATE, HeaderState.CLEAN);
+    }
     return true;
   } finally {
     tracer.unlockHeader();

@@ -240,7 +240,6 @@ export class Tracer {
 
   /** Appends blocks from the start of `buffer`; undefined when the snapshot failed instead. */
   *#append(buffer: IoBuffer, count: number): Steps<number[] | undefined> {
-    const { memory } = this;
     const store = this.#store;
     assert(store !== undefined, 'snapshot mode has a store');
     const slot = this.#allocate(count);
@@ -253,15 +252,8 @@ export class Tracer {
       const { place, run } = store.map.placeOfSlot(slot + places.length);
       for (let i = 0; i < run && places.length < count; i++) places.push(place + i);
     }
-    // A foreign write fails the snapshot first and then waits for this count: after it, nothing goes to the store.
-    Atomics.add(memory.words, Word.STORE_WRITES, 1);
-    try {
-      if (memory.get(Word.FAILED) !== 0) return undefined;
-      yield* writePlaces(store, buffer, places);
-    } finally {
-      if (Atomics.sub(memory.words, Word.STORE_WRITES, 1) === 1) this.hooks.wake(Word.STORE_WRITES);
-    }
-    return places;
+    // A foreign write fails the snapshot first and then waits for what is in hand: after it, nothing goes to the store.
+    return (yield* this.whileTrusted(writePlaces(store, buffer, places))) ? places : undefined;
   }
 
   /** Takes `count` slots, or -1 when the store has not so many left. */
@@ -301,13 +293,30 @@ export class Tracer {
     }
   }
 
+  /** Writes to the store, each counted, so that a foreign write can wait for it. None after a failure: false then. */
+  *whileTrusted(steps: Steps): Steps<boolean> {
+    const { memory } = this;
+    for (let next = steps.next(); next.done !== true; next = steps.next()) {
+      Atomics.add(memory.words, Word.STORE_WRITES, 1);
+      try {
+        if (memory.get(Word.FAILED) !== 0) return false;
+        yield next.value;
+      } finally {
+        if (Atomics.sub(memory.words, Word.STORE_WRITES, 1) === 1) this.hooks.wake(Word.STORE_WRITES);
+      }
+    }
+    return true;
+  }
+
   /** Makes the header on disk say "unclean", durably, before the first write since it was made clean. */
   *makeDirty(context: RequestContext): Steps {
     const { memory } = this;
     yield* this.lockHeader();
     try {
       const store = this.#store;
-      if (memory.get(Word.HEADER_STATE) === HeaderState.CLEAN && store !== undefined && memory.get(Word.FAILED) === 0) {
+      // Of a failed snapshot too, lest the map be trusted; but into blocks that are somebody else's nothing is written.
+      const isOurs = store !== undefined && memory.get(Word.FAILED) !== STORE_OVERWRITTEN;
+      if (memory.get(Word.HEADER_STATE) === HeaderState.CLEAN && isOurs) {
         context.scratch.bytes.set(store.dirtyHeader, 0);
         yield* writePlaces(store, context.scratch, [0]);
         yield { kind: 'flush', device: store.device };
