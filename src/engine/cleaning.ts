@@ -3,7 +3,7 @@ import { originFingerprint } from '../cow/fingerprint.js';
 import { errnoOfError, messageOf } from '../sys/errors.js';
 import { goClean } from '../tracer/cleaning.js';
 import type { StoreOnDevice } from '../tracer/index-io.js';
-import { Mode, Word } from '../tracer/layout.js';
+import { HeaderState, Mode, Word } from '../tracer/layout.js';
 import { runStepsAsync, withScratch } from './async-steps.js';
 import type { EngineContext } from './context.js';
 import { saveSeries } from './series.js';
@@ -23,6 +23,16 @@ export function storeOf({ volume }: Tracked): StoreOnDevice {
  */
 export function dropTrust(context: EngineContext, volume: Volume): void {
   if (volume.memory.get(Word.MODE) !== Mode.PASSTHROUGH) saveSeries(context, volume, undefined);
+}
+
+/**
+ * Before a switch to the next mode or store: the header on disk says unclean. Where nothing was written since it became
+ * clean it still says otherwise, and with the series' old entry in the state directory it would be trusted after a power
+ * failure in the middle of the operation, although what was written behind the switch is not in it (I3).
+ */
+export async function ensureDirty({ memory, tracer }: Volume): Promise<void> {
+  if (memory.get(Word.HEADER_STATE) === HeaderState.DIRTY) return;
+  await withScratch((scratch) => runStepsAsync(tracer.makeDirty({ worker: 0, scratch })));
 }
 
 /** Makes the COW file clean. Returns false when writes came in between; the next look tries again. */

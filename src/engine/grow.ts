@@ -14,6 +14,7 @@ import { BLOCK_BYTES, Word } from '../tracer/layout.js';
 import type { SlotRun, StoreConfig, StoreExtent } from '../tracer/store-map.js';
 import { isZero } from '../tracer/zeros.js';
 import { withScratch } from './async-steps.js';
+import { ensureDirty } from './cleaning.js';
 import { type EngineContext, undoing, withHelper } from './context.js';
 import { failPoint } from './fail-points.js';
 import { announce, describeSwitch, finish, performSwitch, undoByTruncating } from './pending.js';
@@ -99,6 +100,7 @@ async function grow(context: EngineContext, target: Tracked, bytes: number, rese
       const slots = [...store.slots, ...gained.filter((run) => run.count > 0)];
       const config: StoreConfig = { kind: store.kind, extents, slots, placeCount };
       const next: SnapshotRecord = { ...snapshot, store: config, storeBytes: toBytes };
+      await ensureDirty(volume);
       await describeSwitch(context, volume, { kind: 'grow', before: store, store: config }, next);
       await volume.whilePaused(() => {
         performSwitch(volume, volume.storeFd);

@@ -2,6 +2,7 @@
 import { dataOffsetBytes } from '../cow/geometry.js';
 import { CowbirdError } from '../sys/errors.js';
 import { BLOCK_BYTES } from '../tracer/layout.js';
+import { ensureDirty } from './cleaning.js';
 import { type EngineContext, undoing, withHelper } from './context.js';
 import { failPoint } from './fail-points.js';
 import { isMountedWritable, mountsOn, refuseInUse } from './lookup.js';
@@ -30,6 +31,7 @@ export async function transitionToIncremental(context: EngineContext, minor: num
   // Waited: the state is looked at again.
   requireTransition(target, 'transitionToIncremental');
   await closeSnapshotDevice(context, target);
+  await ensureDirty(volume);
   const dataOffset = dataOffsetBytes(volume.blockCount);
   const store = indexPart(snapshot.store, volume.blockCount);
   const next: SnapshotRecord = { ...snapshot, mode: 'incremental', store, storeBytes: dataOffset, autoExpand: null };
@@ -69,6 +71,7 @@ export async function transitionToSnapshot(
       failPoint('header-written');
       requireTransition(target, 'transitionToSnapshot');
       await closeSnapshotDevice(context, target);
+      await ensureDirty(volume);
       const closedMap = currentMap(volume.memory);
       clearMemory(volume, { index: true, maps: [closedMap === 0 ? 1 : 0] });
       const change = { kind: 'next', before: old.store, store: store.config, closedMap } as const;
