@@ -1,0 +1,138 @@
+/**
+ * Bugs made by hand, each of which has to be found: edits of the compiled code, in a copy of it.
+ *
+ * `by: 'simulator'`: found by the fixed seeds of `test/simulator.test.ts`, in which the code as it is finds nothing. Else by
+ * a test that runs the real programs: its file in `dist/test`, and its name or a part of it.
+ */
+export interface Edit {
+  /** Must be in the file exactly once. */
+  readonly find: string;
+  readonly replace: string;
+}
+
+export interface Canary {
+  readonly name: string;
+  /** From `dist/src`. */
+  readonly file: string;
+  readonly edits: readonly Edit[];
+  readonly by: 'simulator' | { readonly test: string; readonly name: string };
+}
+
+const TRACER = 'tracer/tracer.js';
+
+export const CANARIES: readonly Canary[] = [
+  {
+    name: 'mark after write',
+    file: TRACER,
+    edits: [
+      { find: `        memory.mark(first, last);\n    }\n`, replace: '    }\n' },
+      {
+        find: `yield { kind: 'write', device: this.origin, buffer, at, lengthBytes, offset };`,
+        replace: `yield { kind: 'write', device: this.origin, buffer, at, lengthBytes, offset };
+            if (this.memory.get(Word.MODE) !== Mode.PASSTHROUGH)
+              this.memory.mark(Math.floor(offset / BLOCK_BYTES), Math.floor((offset + lengthBytes - 1) / BLOCK_BYTES));`,
+      },
+    ],
+    by: 'simulator',
+  },
+  {
+    name: 'index before data',
+    file: TRACER,
+    edits: [
+      {
+        find: `const places = yield* this.#append(scratch, missing.length);`,
+        replace: `this.publish = (places) => missing.forEach((block, i) => {
+            memory.setEntry(block, places[i]);
+            memory.mark(block, block);
+        });
+        const places = yield* this.#append(scratch, missing.length);`,
+      },
+      {
+        find: 'return (yield* this.whileTrusted(writePlaces(store, buffer, places)))',
+        replace: 'this.publish(places);\n        return (yield* this.whileTrusted(writePlaces(store, buffer, places)))',
+      },
+    ],
+    by: 'simulator',
+  },
+  {
+    name: 'no second look after a snapshot read',
+    file: 'tracer/snapshot-view.js',
+    edits: [{ find: `while (again < stopBytes) {`, replace: 'while (false) {' }],
+    by: 'simulator',
+  },
+  {
+    name: 'discard not saved',
+    file: TRACER,
+    edits: [
+      {
+        find: `yield* this.#beforeWrite(context, run.offset, run.lengthBytes);`,
+        replace: `if (unmap)
+                    this.memory.mark(Math.floor(run.offset / BLOCK_BYTES), Math.floor((run.offset + run.lengthBytes - 1) / BLOCK_BYTES));
+                else
+                    yield* this.#beforeWrite(context, run.offset, run.lengthBytes);`,
+      },
+    ],
+    by: 'simulator',
+  },
+  {
+    name: 'flush not passed on',
+    file: TRACER,
+    edits: [
+      { find: `    *flush() {\n        yield { kind: 'flush', device: this.origin };`, replace: `    *flush() {` },
+    ],
+    by: 'simulator',
+  },
+  {
+    name: 'claim released early',
+    file: TRACER,
+    edits: [
+      {
+        find: `const places = yield* this.#append(scratch, missing.length);`,
+        replace: `missing.forEach((block) => this.#release(block));
+        const places = yield* this.#append(scratch, missing.length);`,
+      },
+    ],
+    by: 'simulator',
+  },
+  {
+    name: 'two writers of one index sector',
+    file: 'tracer/layout.js',
+    edits: [
+      {
+        find: `Atomics.store(view, block & (ENTRIES_PER_VIEW - 1), place);`,
+        replace: `const first = (block & (ENTRIES_PER_VIEW - 1)) & ~127;
+        const sector = view.slice(first, first + 128);
+        // Where another thread may run.
+        this.get(Word.MODE);
+        sector[block & 127] = place;
+        view.set(sector, first);`,
+      },
+    ],
+    by: 'simulator',
+  },
+  {
+    name: 'foreign write let through while a store write is in flight',
+    file: TRACER,
+    edits: [{ find: `if (inFlight === 0)\n                return;`, replace: 'return;' }],
+    by: 'simulator',
+  },
+  {
+    name: 'dormant write issued before the dirty header',
+    file: TRACER,
+    edits: [
+      {
+        find: `if (memory.get(Word.HEADER_STATE) !== HeaderState.DIRTY)
+            yield* this.makeDirty(context);
+        yield* this.#guardStore`,
+        replace: 'yield* this.#guardStore',
+      },
+      {
+        find: `yield { kind: 'write', device: this.origin, buffer, at, lengthBytes, offset };`,
+        replace: `yield { kind: 'write', device: this.origin, buffer, at, lengthBytes, offset };
+            if (this.memory.get(Word.MODE) !== Mode.PASSTHROUGH && this.memory.get(Word.HEADER_STATE) !== HeaderState.DIRTY)
+                yield* this.makeDirty(context);`,
+      },
+    ],
+    by: 'simulator',
+  },
+];

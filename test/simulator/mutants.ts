@@ -1,0 +1,70 @@
+/** A copy of the compiled code with a bug in it, and runs of the simulator over such a copy. */
+import { execFile } from 'node:child_process';
+import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import type { Canary, Edit } from './canaries.js';
+import type { Counts } from './counts.js';
+
+/** Seen from `dist/test/simulator`. */
+const ROOT = fileURLToPath(new URL('../../../', import.meta.url));
+/** What the simulator imports. */
+const FOLDERS = ['src/sys', 'src/block', 'src/cow', 'src/tracer', 'test/simulator'];
+
+/** How often the text of each edit is in its file. */
+export function occurrences({ file, edits }: Canary): number[] {
+  const text = readFileSync(join(ROOT, 'dist', 'src', file), 'utf8');
+  return edits.map(({ find }) => text.split(find).length - 1);
+}
+
+function edited(text: string, edits: readonly Edit[]): string {
+  return edits.reduce((before, { find, replace }) => before.split(find).join(replace), text);
+}
+
+/** Gives the root of a copy to an action, and removes it. */
+export async function withMutant<T>(canary: Canary, action: (root: string) => Promise<T>): Promise<T> {
+  const root = mkdtempSync(join(tmpdir(), 'cowbird-canary-'));
+  try {
+    for (const folder of FOLDERS) {
+      const isCode = (path: string): boolean => !/\.(map|d\.ts|test\.js)$/.test(path);
+      cpSync(join(ROOT, 'dist', folder), join(root, 'dist', folder), { recursive: true, filter: isCode });
+    }
+    cpSync(join(ROOT, 'package.json'), join(root, 'package.json'));
+    symlinkSync(join(ROOT, 'node_modules'), join(root, 'node_modules'));
+    const path = join(root, 'dist', 'src', canary.file);
+    writeFileSync(path, edited(readFileSync(path, 'utf8'), canary.edits));
+    return await action(root);
+  } finally {
+    rmSync(root, { recursive: true, force: true });
+  }
+}
+
+export interface Finding {
+  /** Undefined when all seeds were clean. */
+  seed: number | undefined;
+  message: string;
+  seeds: number;
+  steps: number;
+  counts: Counts;
+}
+
+const LIMIT_MS = 240_000;
+
+/** Runs seeds over the compiled code in a folder, in a process of its own, up to the first that finds something. */
+export function runSeedsIn(root: string, from: number, to: number): Promise<Finding> {
+  const main = join(root, 'dist', 'test', 'simulator', 'main.js');
+  return new Promise((resolve, reject) => {
+    const args = [main, String(from), String(to)];
+    execFile(process.execPath, args, { timeout: LIMIT_MS, maxBuffer: 1_048_576 }, (error, stdout, stderr) => {
+      if (error !== null) {
+        reject(new Error(`the simulator ended with ${stderr.trim() || error.message}`));
+        return;
+      }
+      const found: Finding = JSON.parse(stdout);
+      resolve(found);
+    });
+  });
+}
+
+export { ROOT };
