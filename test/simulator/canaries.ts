@@ -135,4 +135,43 @@ export const CANARIES: readonly Canary[] = [
     ],
     by: 'simulator',
   },
+  {
+    name: 'resend before the old engine is reaped',
+    file: 'engine/keeper.js',
+    edits: [
+      {
+        find: `child.once('exit', (code, signal) => {
+            if (child.connected)
+                child.once('disconnect', () => then(code, signal));
+            else
+                then(code, signal);
+        });`,
+        replace: `child.once('disconnect', () => then(null, null));`,
+      },
+    ],
+    by: { test: 'src/engine/keeper.test.js', name: 'starts no engine before the old one is reaped' },
+  },
+  {
+    name: 'stale cached COW file trusted',
+    file: 'engine/helper-store.js',
+    edits: [{ find: 'writeWhole(fd, page, BLOCK_BYTES + first * 8);', replace: '' }],
+    by: { test: 'test/handover.test.js', name: 'that was read while the engine wrote it' },
+  },
+  {
+    name: 'pause before freeze',
+    file: 'engine/tracking.js',
+    edits: [
+      {
+        find: 'const { frozenByOthers } = await',
+        // As long as a bounded pause may be, and longer than the freeze's watchdog.
+        replace: `volume.memory.set(Word.GATE, 1);
+    setTimeout(() => {
+        volume.memory.set(Word.GATE, 0);
+        volume.wake(Word.GATE);
+    }, 6_000);
+    const { frozenByOthers } = await`,
+      },
+    ],
+    by: { test: 'test/handover.test.js', name: 'freezes while its writes still go through' },
+  },
 ];

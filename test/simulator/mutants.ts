@@ -9,7 +9,7 @@ import type { Counts } from './counts.js';
 
 /** Seen from `dist/test/simulator`. */
 const ROOT = fileURLToPath(new URL('../../../', import.meta.url));
-/** What the simulator imports. */
+/** What the simulator imports; a canary of a real test needs everything, tests too. */
 const FOLDERS = ['src/sys', 'src/block', 'src/cow', 'src/tracer', 'test/simulator'];
 
 /** How often the text of each edit is in its file. */
@@ -26,8 +26,10 @@ function edited(text: string, edits: readonly Edit[]): string {
 export async function withMutant<T>(canary: Canary, action: (root: string) => Promise<T>): Promise<T> {
   const root = mkdtempSync(join(tmpdir(), 'cowbird-canary-'));
   try {
-    for (const folder of FOLDERS) {
-      const isCode = (path: string): boolean => !/\.(map|d\.ts|test\.js)$/.test(path);
+    const isSimulated = canary.by === 'simulator';
+    const left = isSimulated ? /\.(map|d\.ts|test\.js)$/ : /\.(map|d\.ts)$/;
+    for (const folder of isSimulated ? FOLDERS : ['src', 'test']) {
+      const isCode = (path: string): boolean => !left.test(path);
       cpSync(join(ROOT, 'dist', folder), join(root, 'dist', folder), { recursive: true, filter: isCode });
     }
     cpSync(join(ROOT, 'package.json'), join(root, 'package.json'));
