@@ -65,7 +65,7 @@ export class FdDevice implements BlockDevice {
   writeZeroes(offset: number, lengthBytes: number, unmap: boolean): void {
     assert(
       offset >= 0 && lengthBytes > 0 && offset + lengthBytes <= this.sizeBytes,
-      `zero range ${offset}+${lengthBytes}`,
+      () => `zero range ${offset}+${lengthBytes}`,
     );
     const mode = libc.FALLOC_FL_KEEP_SIZE + (unmap ? libc.FALLOC_FL_PUNCH_HOLE : libc.FALLOC_FL_ZERO_RANGE);
     while (libc.fast.fallocate(this.#fd, mode, offset, lengthBytes) !== 0) {
@@ -110,7 +110,7 @@ export class FdDevice implements BlockDevice {
   #checkRange(buffer: IoBuffer, bufferOffset: number, lengthBytes: number, offset: number): void {
     assert(
       lengthBytes > 0 && offset >= 0 && offset + lengthBytes <= this.sizeBytes,
-      `range ${offset}+${lengthBytes} lies in a device of ${this.sizeBytes} bytes`,
+      () => `range ${offset}+${lengthBytes} lies in a device of ${this.sizeBytes} bytes`,
     );
     assert(bufferOffset >= 0 && bufferOffset + lengthBytes <= buffer.bytes.byteLength, 'range lies in the buffer');
   }

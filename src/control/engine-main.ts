@@ -4,9 +4,12 @@ import { requestIds } from '../engine/context.js';
 import { Engine } from '../engine/engine.js';
 import type { EngineStart } from '../engine/keeper.js';
 import { KeeperLink } from '../engine/keeper-link.js';
+import { lockProgramText, protectEngine } from '../engine/protection.js';
 import { engineReport, REPORT_ARGUMENT, requireKeeper } from '../engine/protocol.js';
 import { parentChannel } from '../engine/rpc.js';
-import { assert } from '../sys/errors.js';
+import type { Keeper } from '../engine/services.js';
+import type { EventInput } from '../engine/types.js';
+import { assert, messageOf } from '../sys/errors.js';
 import { parseParams, unknownOperation } from './params.js';
 import { type Paths, pathsFrom } from './paths.js';
 import type { OperationName, OperationParams, OperationResults } from './schema.js';
@@ -36,6 +39,9 @@ const dispatch: Dispatch = {
   daemonStop: (engine, params) => engine.stop(params.force === true),
 };
 
+/** The first requests after a start are served first. */
+const LOCK_DELAY_MS = 1_000;
+
 const Request = v.object({ requestId: v.number(), operation: v.string(), params: v.unknown() });
 const OutcomeRequest = v.object({ requestId: v.number() });
 
@@ -51,16 +57,27 @@ function isEngineOperation(name: string): name is EngineOperation {
   return Object.hasOwn(dispatch, name);
 }
 
+function lockText(keeper: Keeper): void {
+  const report = (event: EventInput): void => void keeper.call('event', event).catch(() => undefined);
+  lockProgramText(report).catch((error: unknown) =>
+    report({ event: 'memory.unlocked', level: 'warning', message: messageOf(error) }),
+  );
+}
+
 /** Serves the keeper that started this process until it goes. */
 function serve(): void {
+  // Before there is any worker: threads inherit it.
+  protectEngine();
   const paths: Paths = pathsFrom(process.env);
   let engine: Engine | undefined;
   const link: KeeperLink = new KeeperLink(parentChannel(), async (call, params): Promise<unknown> => {
     if (call === 'start') {
       const start = params as EngineStart;
       requireKeeper(start.protocol);
-      engine = new Engine(link.connect(start.keeperPid), paths);
+      const keeper = link.connect(start.keeperPid);
+      engine = new Engine(keeper, paths);
       await engine.start(start.volumes);
+      setTimeout(() => lockText(keeper), LOCK_DELAY_MS);
       return engineReport();
     }
     assert(engine !== undefined, 'the engine was started first');

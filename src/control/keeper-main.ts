@@ -18,6 +18,7 @@ import { pino } from 'pino';
 import { examineMachine } from '../engine/doctor.js';
 import { EngineKeeper } from '../engine/keeper.js';
 import { infoFromRecords, listFromRecords } from '../engine/keeper-view.js';
+import { GroupGuard, lockProgramText, protectKeeper } from '../engine/protection.js';
 import { ENGINE_PROTOCOL, requireSuccessor } from '../engine/protocol.js';
 import { cleanUpStale } from '../engine/stale.js';
 import { CowbirdError, messageOf } from '../sys/errors.js';
@@ -25,6 +26,7 @@ import { tryLockFile } from '../sys/fsfile.js';
 import { notify } from '../sys/notify.js';
 import { VERSION } from '../version.js';
 import { EXIT_RUNS_ALREADY } from './launch.js';
+import { LogStream } from './log-stream.js';
 import { parseParams } from './params.js';
 import { pathsFrom } from './paths.js';
 import { API_MAJOR, type DaemonStatus, type EventInput, type EventRecord } from './schema.js';
@@ -39,7 +41,7 @@ const startedAt = Date.now();
 const notifySocket = process.env['NOTIFY_SOCKET'];
 delete process.env['NOTIFY_SOCKET'];
 const listeners = new Set<(event: EventRecord) => void>();
-const log = pino({ base: null, timestamp: pino.stdTimeFunctions.isoTime });
+const log = pino({ base: null, timestamp: pino.stdTimeFunctions.isoTime }, new LogStream(1));
 
 function emit(event: EventInput): void {
   const { level, message, ...fields } = event;
@@ -56,6 +58,8 @@ const keeper = new EngineKeeper({
   engineStart: null,
   onEvent: emit,
 });
+
+new GroupGuard(() => keeper.enginePid, emit);
 
 async function status(): Promise<DaemonStatus> {
   return {
@@ -154,6 +158,7 @@ function tellReady(): void {
 
 async function main(): Promise<void> {
   claimRunDirectory();
+  protectKeeper(emit);
   for (const message of cleanUpStale(paths.fuseDir)) emit({ event: 'stale', level: 'warning', message });
   await keeper.start();
   if (existsSync(paths.socket)) unlinkSync(paths.socket);
@@ -167,6 +172,8 @@ async function main(): Promise<void> {
   // What is ordered after this service may call from here on.
   tellReady();
   emit({ event: 'daemon.started', level: 'info', message: `Cowbird ${VERSION} serves ${paths.runDir}` });
+  // The next engine starts from the same pages: they stay in memory with the keeper's lock. The engine reports a refusal.
+  await lockProgramText(() => undefined);
 }
 
 process.on('SIGTERM', () => {
@@ -179,6 +186,10 @@ process.on('SIGHUP', () => undefined);
 
 // This process holds every volume's descriptor: its end is an I/O error for all of them. Whatever went wrong in one
 // operation is reported, and the others go on.
+// Node's own words about a warning would go to standard error, and wait for its reader.
+process.removeAllListeners('warning');
+process.on('warning', (warning) => log.warn(warning.stack ?? warning.message));
+
 for (const name of ['uncaughtException', 'unhandledRejection'] as const) {
   process.on(name, (error: unknown) => {
     const stack = error instanceof Error ? (error.stack ?? error.message) : String(error);

@@ -1,7 +1,7 @@
 /** What `doctor` and `attach` say of a machine. */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import { attachWarnings, examineMachine, hasResend } from './doctor.js';
+import { attachWarnings, checkMemoryLimit, examineMachine, hasResend } from './doctor.js';
 
 describe('the examination of a machine', () => {
   it('knows that requests are sent again from Linux 6.9 on, whatever follows the version', () => {
@@ -24,6 +24,33 @@ describe('the examination of a machine', () => {
     for (const { name, status, detail, fix } of checks) {
       assert.ok(name !== '' && detail !== '');
       if (status === 'missing') assert.ok(fix !== undefined && fix !== '', name);
+    }
+  });
+});
+
+const LIMIT = {
+  version: 1,
+  file: '/sys/fs/cgroup/memory/small/memory.limit_in_bytes',
+  limitBytes: 67_108_864,
+} as const;
+const GROUP = { ...LIMIT, group: '/sys/fs/cgroup/memory/small', above: undefined };
+
+describe('the doctor’s look at the memory group', () => {
+  it('finds nothing wrong without a limit', () => {
+    assert.equal(checkMemoryLimit(undefined, false).status, 'ok');
+  });
+
+  it('warns of a hang in a limited group of version 1, and says what to do', () => {
+    const { status, detail, fix } = checkMemoryLimit(GROUP, false);
+    assert.equal(status, 'warning');
+    assert.match(detail, /small\/memory\.limit_in_bytes limits the daemon to 67108864 bytes: .*hang/);
+    assert.match(fix ?? '', /outside of that group/);
+  });
+
+  it('warns of no hang where the driver is an I/O flusher, or the group is of version 2', () => {
+    for (const check of [checkMemoryLimit(GROUP, true), checkMemoryLimit({ ...GROUP, version: 2 }, false)]) {
+      assert.equal(check.status, 'warning');
+      assert.match(check.detail, /a kill for memory pauses every volume/);
     }
   });
 });

@@ -1,6 +1,7 @@
 /** What this machine has and lacks for Cowbird, each with what to do. Reads only; asks no file system of ours. */
 import { accessSync, constants, existsSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
+import { type MemoryLimit, memoryLimitOf } from '../sys/cgroup.js';
 import { messageOf } from '../sys/errors.js';
 import { trySetIoFlusher } from '../sys/libc.js';
 import type { DoctorCheck } from './types.js';
@@ -17,6 +18,7 @@ export function examineMachine(): DoctorCheck[] {
     checkFuseTimeout('default_request_timeout'),
     checkFuseTimeout('max_request_timeout'),
     checkIoFlusher(),
+    checkMemoryLimit(memoryLimitOf('self'), trySetIoFlusher()),
     checkTracing(),
   ];
 }
@@ -63,7 +65,12 @@ function checkKernel(): DoctorCheck {
 
 /** What an attached volume lacks on this machine, each as one line: what `doctor` says, for whoever never asked it. */
 export function attachWarnings(
-  checks = [checkKernel(), checkFuseTimeout('default_request_timeout'), checkFuseTimeout('max_request_timeout')],
+  checks = [
+    checkKernel(),
+    checkFuseTimeout('default_request_timeout'),
+    checkFuseTimeout('max_request_timeout'),
+    checkMemoryLimit(memoryLimitOf('self', [1]), trySetIoFlusher()),
+  ],
 ): string[] {
   return checks
     .filter(({ status }) => status !== 'ok')
@@ -90,6 +97,26 @@ function checkIoFlusher(): DoctorCheck {
     status: 'warning',
     detail: 'PR_SET_IO_FLUSHER refused: under extreme memory pressure reclaim may wait for the driver',
     fix: 'give the daemon CAP_SYS_RESOURCE',
+  };
+}
+
+/**
+ * The keeper leaves limited groups of version 1 where it can; what is found here it could not leave, or was told to stay in.
+ * Origins are opened O_DIRECT, so that no page of theirs counts in the group; what the engine allocates besides still does.
+ */
+export function checkMemoryLimit(limit: MemoryLimit | undefined, isIoFlusher: boolean): DoctorCheck {
+  const name = 'memory group';
+  if (limit === undefined) return { name, status: 'ok', detail: 'no memory limit' };
+  const { version, file, limitBytes } = limit;
+  const consequence =
+    version === 1 && !isIoFlusher
+      ? 'memory pressure in it may make the driver wait for its own volumes, which then hang until the daemon is gone'
+      : 'a kill for memory pauses every volume';
+  return {
+    name,
+    status: 'warning',
+    detail: `${file} limits the daemon to ${limitBytes} bytes: ${consequence}`,
+    fix: 'start the daemon outside of that group: no MemoryMax=, MemoryHigh= or MemoryLimit= for its unit and slice, no --memory for its container; or give the daemon CAP_SYS_RESOURCE',
   };
 }
 

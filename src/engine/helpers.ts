@@ -7,6 +7,7 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { CowbirdError, messageOf } from '../sys/errors.js';
+import { reportOutput } from './child-output.js';
 import { sameName } from './process-name.js';
 import { ENGINE_PROTOCOL } from './protocol.js';
 import { childChannel, Rpc } from './rpc.js';
@@ -41,11 +42,12 @@ export class Helpers {
   start(fds: number[], protocol: number): number {
     const program = fileURLToPath(new URL('./helper.js', import.meta.url));
     const child = fork(program, [String(protocol)], {
-      stdio: ['ignore', 'inherit', 'inherit', 'ipc', ...fds],
+      stdio: ['ignore', 'pipe', 'pipe', 'ipc', ...fds],
       execArgv: process.execArgv,
       cwd: '/',
       ...sameName(),
     });
+    reportOutput(child, 'helper', this.#report);
     const number = this.#next++;
     const rpc = new Rpc(childChannel(child), async (name) => {
       if (name !== 'engineHangs') throw new CowbirdError('ENOSYS', `A helper does not ask for ${name}`);

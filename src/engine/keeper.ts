@@ -11,6 +11,7 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import { CowbirdError, messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
+import { reportOutput } from './child-output.js';
 import { Helpers } from './helpers.js';
 import { openOrigin, openStore } from './origins.js';
 import type { Outcome } from './pending.js';
@@ -103,6 +104,7 @@ export class EngineKeeper {
   async start(): Promise<void> {
     const start = this.#options.startProcess ?? startEngine;
     const child = start(this.#options.enginePath);
+    reportOutput(child, 'engine', this.#options.onEvent);
     const rpc = new Rpc(childChannel(child), (name, params) => this.#serve(name, params));
     const begin: EngineStart = {
       protocol: ENGINE_PROTOCOL,
@@ -334,7 +336,7 @@ export class EngineKeeper {
 const CUT_OFF = Symbol('cut off');
 
 function startEngine(path: string): ChildProcess {
-  return fork(path, [], { stdio: ['ignore', 'inherit', 'inherit', 'ipc'], execArgv: process.execArgv, ...sameName() });
+  return fork(path, [], { stdio: ['ignore', 'pipe', 'pipe', 'ipc'], execArgv: process.execArgv, ...sameName() });
 }
 
 function answerOf({ result, problem }: Omit<DoneOperation, 'requestId'>): unknown {

@@ -79,7 +79,11 @@ export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
-/** Fails a programmer's assumption loudly; stays on in production. */
-export function assert(condition: boolean, message: string): asserts condition {
-  if (!condition) throw new Error(`Assertion failed: ${message}`);
+/**
+ * Fails a programmer's assumption loudly; stays on in production.
+ *
+ * A message with values in it is passed as a function where requests are served: texts that nobody reads cost memory.
+ */
+export function assert(condition: boolean, message: string | (() => string)): asserts condition {
+  if (!condition) throw new Error(`Assertion failed: ${typeof message === 'string' ? message : message()}`);
 }

@@ -33,6 +33,9 @@ const raw = {
   mmap: c.func('int64_t mmap(int64_t address, size_t length, int prot, int flags, int fd, int64_t offset)'),
   munmap: c.func('int munmap(int64_t address, size_t length)'),
   mlock: c.func('int mlock(int64_t address, size_t length)'),
+  mlock2: c.func('int mlock2(int64_t address, size_t length, uint flags)'),
+  mprotect: c.func('int mprotect(int64_t address, size_t length, int prot)'),
+  send: c.func('send', 'int64_t', ['int', koffi.pointer('uint8_t'), 'size_t', 'int']),
   mount: c.func(
     'int mount(const char *source, const char *target, const char *type, uint64_t flags, const char *data)',
   ),
@@ -144,6 +147,7 @@ export interface Mapping {
   readonly bytes: ArrayBuffer;
 }
 
+const PROT_NONE = 0;
 const PROT_READ_WRITE = 3;
 const MAP_SHARED = 1;
 const MAP_PRIVATE_ANONYMOUS = 0x22;
@@ -153,6 +157,9 @@ export function mapShared(fd: number, offset: number, lengthBytes: number): Mapp
   return toMapping(raw.mmap(0, lengthBytes, PROT_READ_WRITE, MAP_SHARED, fd, offset), lengthBytes);
 }
 
+/** An inaccessible page on both sides: a transfer beyond a buffer fails, and `/proc/PID/smaps` shows each buffer by itself. */
+const GUARD_BYTES = 4096;
+
 /**
  * Page-aligned memory of our own, every byte written once and locked.
  *
@@ -160,7 +167,9 @@ export function mapShared(fd: number, offset: number, lengthBytes: number): Mapp
  * process is being killed: memory that is resident and locked cannot fault.
  */
 export function mapLocked(lengthBytes: number): Mapping {
-  const mapping = toMapping(raw.mmap(0, lengthBytes, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS, -1, 0), lengthBytes);
+  const whole = raw.mmap(0, lengthBytes + 2 * GUARD_BYTES, PROT_NONE, MAP_PRIVATE_ANONYMOUS, -1, 0);
+  const mapping = toMapping(whole === -1 ? -1 : whole + GUARD_BYTES, lengthBytes);
+  check(raw.mprotect(mapping.address, lengthBytes, PROT_READ_WRITE), 'mprotect', `${lengthBytes} bytes`);
   new Uint8Array(mapping.bytes).fill(0xff).fill(0);
   check(raw.mlock(mapping.address, lengthBytes), 'mlock', `${lengthBytes} bytes`);
   return mapping;
@@ -179,6 +188,21 @@ export function unmap(mapping: Mapping): void {
 /** Locks existing memory, such as file-backed program text. Returns false where the limit does not allow it. */
 export function tryLock(address: number, lengthBytes: number): boolean {
   return raw.mlock(address, lengthBytes) === 0;
+}
+
+const MSG_DONTWAIT = 0x40;
+const MSG_NOSIGNAL = 0x4000;
+
+/** Sends what a socket takes at once; returns how much, or -1. */
+export function sendNow(fd: number, bytes: Uint8Array): number {
+  return raw.send(fd, bytes, bytes.byteLength, MSG_DONTWAIT + MSG_NOSIGNAL);
+}
+
+const MLOCK_ONFAULT = 1;
+
+/** Locks each page of existing memory from when it is first used on (Linux 4.4). False where the limit does not allow it. */
+export function tryLockOnFault(address: number, lengthBytes: number): boolean {
+  return raw.mlock2(address, lengthBytes, MLOCK_ONFAULT) === 0;
 }
 
 export function mount(source: string, target: string, type: string, flags: number, data: string): void {

@@ -18,6 +18,7 @@ export interface MountEntry {
   source: string;
   /** Of the whole file system. */
   readOnlySuper: boolean;
+  superOptions: string[];
   /** A process of the mount's namespace; 0 for our own. Its root is `/proc/<pid>/root`. */
   pid: number;
 }
@@ -44,6 +45,7 @@ export function parseMountInfo(text: string, pid: number): MountEntry[] {
       fsType: fsType ?? '',
       source: unescapeField(source ?? ''),
       readOnlySuper: (superOptions ?? '').split(',').includes('ro'),
+      superOptions: (superOptions ?? '').split(','),
       pid,
     });
   }

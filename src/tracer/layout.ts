@@ -173,13 +173,13 @@ export class VolumeMemory {
   /** The place in the COW file of a marked block, in blocks. */
   entry(block: number): number {
     const view = this.#index[block >>> 28];
-    assert(view !== undefined, `index entry of block ${block} is inside the volume`);
+    assert(view !== undefined, () => `index entry of block ${block} is inside the volume`);
     return Atomics.load(view, block & (ENTRIES_PER_VIEW - 1));
   }
 
   setEntry(block: number, place: number): void {
     const view = this.#index[block >>> 28];
-    assert(view !== undefined, `index entry of block ${block} is inside the volume`);
+    assert(view !== undefined, () => `index entry of block ${block} is inside the volume`);
     Atomics.store(view, block & (ENTRIES_PER_VIEW - 1), place);
   }
 }

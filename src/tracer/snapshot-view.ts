@@ -48,7 +48,7 @@ function* readSaved(tracer: Tracer, buffer: IoBuffer, at: number, position: numb
   const place = memory.entry(block);
   // Of a snapshot that has failed, blocks are marked without being saved.
   refuseFailed(tracer, position);
-  assert(place > 0, `saved block ${block} has a place`);
+  assert(place > 0, () => `saved block ${block} has a place`);
   const { map, device } = yield* storeWith(tracer, place);
   const { offset, run } = map.locate(place);
   let count = 1;

@@ -65,12 +65,12 @@ export class StoreMap {
   locate(place: number): { offset: number; run: number } {
     assert(
       place >= 0 && place < this.config.placeCount,
-      `place ${place} is inside a store of ${this.config.placeCount}`,
+      () => `place ${place} is inside a store of ${this.config.placeCount}`,
     );
     if (this.config.kind === 'device') return { offset: place * BLOCK_BYTES, run: this.config.placeCount - place };
     const extents = this.config.extents;
     const extent = extents[upperBound(extents, (e) => e.place > place) - 1];
-    assert(extent !== undefined, `place ${place} has an extent`);
+    assert(extent !== undefined, () => `place ${place} has an extent`);
     const into = place - extent.place;
     return { offset: (extent.block + into) * BLOCK_BYTES, run: extent.count - into };
   }

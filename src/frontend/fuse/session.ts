@@ -108,7 +108,7 @@ function execute(
     case Opcode.WRITE:
       return write(header, target, buffer, onError);
     case Opcode.FSYNC:
-      return attempt('flush', onError, () => target.flush());
+      return attempt('flush', 0, target.sizeBytes, onError, () => target.flush());
     case Opcode.FALLOCATE:
       return zero(header, target, buffer, onError);
     case Opcode.GETATTR:
@@ -144,7 +144,7 @@ function read(
   // A read that begins at or after the end is the end of the file.
   const available = Math.min(lengthBytes, Math.max(0, target.sizeBytes - offset));
   if (available === 0) return DONE;
-  const result = attempt(`read at ${offset}+${available}`, onError, () => target.read(buffer, available, offset));
+  const result = attempt('read', offset, available, onError, () => target.read(buffer, available, offset));
   return result.errno === 0 ? data(available) : result;
 }
 
@@ -158,7 +158,7 @@ function write(
   if (!WireBuffer.holds(header, 40 + lengthBytes) || lengthBytes > MAX_TRANSFER_BYTES) return failed(EPROTO);
   if (target.readOnly) return failed(EROFS);
   if (!isInside(offset, lengthBytes, target)) return failed(EINVAL);
-  const result = attempt(`write at ${offset}+${lengthBytes}`, onError, () => target.write(buffer, lengthBytes, offset));
+  const result = attempt('write', offset, lengthBytes, onError, () => target.write(buffer, lengthBytes, offset));
   return result.errno === 0 ? data(buffer.encodeWritten(lengthBytes)) : result;
 }
 
@@ -175,7 +175,7 @@ function zero(
   // EOPNOTSUPP lets the kernel write the zeros itself; ENOSYS would stick to the connection for ever.
   const unmap = mode === FALLOCATE_MODES.PUNCH_KEEP;
   if (!unmap && mode !== FALLOCATE_MODES.ZERO_RANGE && mode !== FALLOCATE_MODES.ZERO_KEEP) return failed(EOPNOTSUPP);
-  return attempt(`zero at ${offset}+${lengthBytes}`, onError, () => target.zero(offset, lengthBytes, unmap));
+  return attempt('zero', offset, lengthBytes, onError, () => target.zero(offset, lengthBytes, unmap));
 }
 
 /** The loop driver asks for nothing else; whoever opens the file itself may. */
@@ -187,7 +187,14 @@ function isInside(offset: number, lengthBytes: number, target: SessionTarget): b
   return lengthBytes > 0 && offset + lengthBytes <= target.sizeBytes && isWholeSectors(offset, lengthBytes);
 }
 
-function attempt(operation: string, onError: (operation: string, error: unknown) => void, action: () => void): Result {
+/** The text is made only for an error; see `assert` for why. */
+function attempt(
+  operation: string,
+  offset: number,
+  lengthBytes: number,
+  onError: (operation: string, error: unknown) => void,
+  action: () => void,
+): Result {
   try {
     action();
     return DONE;
@@ -195,7 +202,7 @@ function attempt(operation: string, onError: (operation: string, error: unknown)
     // 0 would be success, and a reply that the kernel refuses would leave the request without one.
     const isErrno = error instanceof SystemError && error.errno > 0 && error.errno < ERRNO_END;
     const errno = isErrno ? error.errno : EIO;
-    if (errno !== EOPNOTSUPP) onError(operation, error);
+    if (errno !== EOPNOTSUPP) onError(`${operation} at ${offset}+${lengthBytes}`, error);
     return failed(errno);
   }
 }
