@@ -1,4 +1,4 @@
-/** Debian packages: which are needed for the demo and for the tests, by the programs that are needed from them. */
+/** Debian packages: which are needed for the demo, the tests and the bench, by the programs that are needed from them. */
 import { accessSync, constants, existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { delimiter, join } from 'node:path';
 import { ADMIN_PATHS, environment, Interrupted, pause, STATE, say } from './children.mjs';
@@ -19,7 +19,19 @@ export const PACKAGES = {
     { package: 'xfsprogs', programs: ['mkfs.xfs', 'xfs_repair', 'xfs_io'] },
     { package: 'zstd', programs: ['zstd'] },
   ],
+  bench: [
+    { package: 'coreutils', programs: ['cp', 'dd', 'sync', 'truncate'] },
+    { package: 'diffutils', programs: ['cmp'] },
+    { package: 'fio', programs: ['fio'] },
+    { package: 'gcc', programs: ['gcc'] },
+    { package: 'libc6-dev', files: ['/usr/include/stdio.h'] },
+    { package: 'linux-perf', programs: ['perf'] },
+    { package: 'qemu-system-common', programs: ['qemu-storage-daemon'] },
+  ],
 };
+
+/** For which purposes' packages a purpose asks. */
+const ASKED = { demo: ['demo'], test: ['demo', 'test'], bench: ['demo', 'bench'] };
 
 /** There while an installation is under way: a half-configured package may have its programs in place already. */
 const UNDER_WAY = join(STATE, 'packages-under-way');
@@ -41,8 +53,9 @@ export function hasProgram(name) {
 
 /** The packages whose programs are not all on this machine. */
 export function missingPackages(purpose, has = hasProgram) {
-  const wanted = purpose === 'test' ? [...PACKAGES.demo, ...PACKAGES.test] : PACKAGES.demo;
-  const missing = wanted.filter((entry) => !entry.programs.every((name) => has(name)));
+  const wanted = ASKED[purpose].flatMap((name) => PACKAGES[name]);
+  const isThere = ({ programs = [], files = [] }) => programs.every((name) => has(name)) && files.every(existsSync);
+  const missing = wanted.filter((entry) => !isThere(entry));
   return [...new Set(missing.map((entry) => entry.package))];
 }
 

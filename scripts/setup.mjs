@@ -29,9 +29,9 @@ const DIST = join(ROOT, 'dist');
 const BUILD_INFO = join(DIST, '.tsbuildinfo');
 /** There while tsc runs: what it wrote until it was stopped cannot be built upon. */
 const BUILD_UNDER_WAY = join(STATE, 'build-under-way');
-const SOURCE_FOLDERS = ['src', 'test', 'examples'];
+const SOURCE_FOLDERS = ['src', 'test', 'examples', 'bench'];
 /** `build`: only what makes `dist`. */
-const PURPOSES = ['build', 'demo', 'test'];
+const PURPOSES = ['build', 'demo', 'test', 'bench'];
 
 function filesUnder(folder) {
   if (!existsSync(folder)) return [];
@@ -123,7 +123,7 @@ function removeOrphans() {
   for (const path of paths.sort().reverse()) if (readdirSync(path).length === 0) rmdirSync(path);
 }
 
-/** Does what is missing for a purpose: `build`, `demo` or `test`. Throws; `exitCode` of the error is the one to end with. */
+/** Does what is missing for a purpose: `build`, `demo`, `test` or `bench`. Throws; `exitCode` of the error is the one to end with. */
 export async function setUp(purpose) {
   const children = new Children();
   try {

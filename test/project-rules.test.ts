@@ -56,7 +56,8 @@ function sourcesIn(folder: string): Source[] {
 }
 
 const SOURCES = sourcesIn('src');
-const ALL_SOURCES = [...SOURCES, ...sourcesIn('test'), ...sourcesIn('examples')];
+const BENCH_SOURCES = sourcesIn('bench');
+const ALL_SOURCES = [...SOURCES, ...BENCH_SOURCES, ...sourcesIn('test'), ...sourcesIn('examples')];
 
 function* nodesOf(node: ts.Node): Generator<ts.Node> {
   yield node;
@@ -131,7 +132,8 @@ test('a layer imports only the layers below it', () => {
 });
 
 test('only src/sys imports the FFI library', () => {
-  const findings = SOURCES.filter(({ path }) => !path.startsWith('src/sys/'))
+  const findings = [...SOURCES, ...BENCH_SOURCES]
+    .filter(({ path }) => !path.startsWith('src/sys/'))
     .filter((source) => importsOf(source).some((name) => name === 'koffi' || name.startsWith('koffi/')))
     .map(({ path }) => path);
   expectNone(findings, 'Wrap the call in a function of src/sys and import that:');
@@ -144,10 +146,10 @@ test(`a file has at most ${FILE_LINES_MAX} lines`, () => {
   expectNone(findings, 'Split these files by what they are about:');
 });
 
-test(`a function of src has at most ${FUNCTION_LINES_MAX} lines`, () => {
+test(`a function of src and bench has at most ${FUNCTION_LINES_MAX} lines`, () => {
   const findings: string[] = [];
   const used = new Set<string>();
-  for (const { path, tree } of SOURCES.filter((source) => !isTest(source))) {
+  for (const { path, tree } of [...SOURCES, ...BENCH_SOURCES].filter((source) => !isTest(source))) {
     for (const node of nodesOf(tree)) {
       if (!ts.isFunctionLike(node) || !('body' in node) || node.body === undefined) continue;
       const lines = lineOf(tree, node.end) - lineOf(tree, node.getStart()) + 1;
@@ -182,7 +184,7 @@ test('nothing is left for later in the sources', () => {
   const marker = new RegExp(`\\b(${['FIX' + 'ME', 'TO' + 'DO', 'XX' + 'X'].join('|')})\\b`);
   const findings: string[] = [];
   for (const path of repositoryFiles().filter((file) =>
-    /^(src|test|examples|scripts|bin)\/.*(\.[cm]?[jt]s|\/[a-z-]+)$/.test(file),
+    /^(src|test|examples|bench|scripts|bin)\/.*(\.[cm]?[jt]s|\/[a-z-]+)$/.test(file),
   )) {
     for (const [i, line] of readFileSync(join(ROOT, path), 'utf8').split('\n').entries()) {
       if (marker.test(line)) findings.push(`${path}:${i + 1}`);
@@ -218,7 +220,7 @@ test('the package holds the programs and the library, and neither tests nor maps
     'Add these to "files" of package.json (or build first: npm run build):',
   );
   const unwanted = files.filter((path) =>
-    /\.test\.|\.map$|^dist\/(test|examples)\/|^(src|test)\/|tsbuildinfo/.test(path),
+    /\.test\.|\.map$|^dist\/(test|examples|bench)\/|^(src|test|bench)\/|tsbuildinfo/.test(path),
   );
   expectNone(unwanted, 'Leave these out by "files" of package.json:');
 });
