@@ -3,7 +3,7 @@
  * directory's own FUSE folder are touched, so other instances are safe. A loop device whose file system is still mounted
  * stays; the message says what to do.
  */
-import { lstatSync, readdirSync, readlinkSync, unlinkSync } from 'node:fs';
+import { lstatSync, readdirSync, readlinkSync, rmSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { boundLoops, isBoundLoop, releaseLoop } from '../sys/blkdev.js';
 import { messageOf } from '../sys/errors.js';
@@ -49,7 +49,7 @@ export function removeDeadLinks(messages: string[]): void {
   ];
   for (const link of candidates) {
     if (!isDeadLink(link)) continue;
-    unlinkSync(link);
+    rmSync(link, { force: true });
     messages.push(`Removed the dead link ${link}`);
   }
 }
@@ -59,11 +59,19 @@ export function targetOf(link: string): string {
   return resolve(dirname(link), readlinkSync(link));
 }
 
-/** A symbolic link to a loop device that has no backing file: nothing that anybody could use. */
+/**
+ * A symbolic link to a loop device that has no backing file: nothing that anybody could use. One that its owner removes in
+ * the meantime is none.
+ */
 export function isDeadLink(link: string): boolean {
-  if (!lstatSync(link).isSymbolicLink()) return false;
-  const target = targetOf(link);
-  return /^\/dev\/loop\d+$/.test(target) && !isBoundLoop(target);
+  if (lstatSync(link, { throwIfNoEntry: false })?.isSymbolicLink() !== true) return false;
+  try {
+    const target = targetOf(link);
+    return /^\/dev\/loop\d+$/.test(target) && !isBoundLoop(target);
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return false;
+    throw error;
+  }
 }
 
 function listOptional(path: string): string[] {
