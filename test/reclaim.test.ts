@@ -4,6 +4,7 @@ import { spawn } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { describe, it, type TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { ARENA_BYTES } from '../src/engine/batch.js';
 import * as cowbird from '../src/index.js';
 import { trySetIoFlusher } from '../src/sys/libc.js';
 import { killEngine, restarts, untilRestarted } from './killing.js';
@@ -122,10 +123,10 @@ describe('the memory of a driver that serves', { skip: CANNOT }, () => {
   it('is locked: each worker’s buffers wholly, and the program’s text', async (t) => {
     const lab = new Lab(t);
     const image = lab.image('volume', 50 * MIB);
-    await cowbird.attach(image, { name: `volume-${process.pid}`, workers: WORKERS }, lab.client);
+    await cowbird.attach(image, { name: `volume-${lab.tag}`, workers: WORKERS }, lab.client);
     const { keeper, engine } = await pidsOf(lab);
     // What the requests go through, and what old contents are copied in.
-    for (const bytes of [MIB + 8192, MIB]) {
+    for (const bytes of [ARENA_BYTES, MIB]) {
       const buffers = mappingsOf(engine).filter((each) => each.bytes === bytes && each.permissions === 'rw-p');
       const locked = buffers.filter((each) => each.locked === each.bytes);
       assert.ok(locked.length >= WORKERS, `${locked.length} of ${buffers.length} buffers of ${bytes} are locked`);
@@ -176,7 +177,7 @@ describe('a daemon whose output nobody reads', { skip: CANNOT }, () => {
     await untilRestarted(lab, before, 'a kill');
     await run('dd', `if=${node}`, 'of=/dev/null', 'bs=1M', 'iflag=direct', 'status=none');
     const { keeper } = await pidsOf(lab);
-    await cowbird.detach(`volume-${process.pid}`, lab.client);
+    await cowbird.detach(`volume-${lab.tag}`, lab.client);
     await cowbird.stopDaemon({}, lab.client);
     await until('the daemon has ended', () => !existsSync(`/proc/${keeper}`));
   });

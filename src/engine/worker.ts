@@ -1,31 +1,33 @@
 /**
- * A worker thread of the pool: waits on all sessions, serves one request at a time, in this thread from start to end.
+ * A worker thread of the pool: waits on all sessions and serves their requests, one at a time, in this thread from start to
+ * end; or, while there are many, with their transfers side by side (`batch.ts`).
  *
- * It waits in `poll()` over the FUSE descriptors and an eventfd, never in a `read()`: a thread inside a blocking read cannot
+ * It waits in `epoll_wait()` for the FUSE descriptors and an eventfd, never in a `read()`: a thread inside a blocking read cannot
  * be ended. Messages are taken synchronously, after the eventfd has woken it or when a generation word says that a
  * configuration is new; the thread never returns to the event loop while it lives.
  */
 import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { type BlockDevice, FdDevice, type IoBuffer } from '../block/device.js';
-import { type SessionTarget, serveOne } from '../frontend/fuse/session.js';
-import { BUFFER_BYTES, DATA_OFFSET, MAX_TRANSFER_BYTES, WireBuffer } from '../frontend/fuse/wire.js';
+import { type OnError, type SessionTarget, serveOne, type Transfer } from '../frontend/fuse/session.js';
+import { DATA_OFFSET, MAX_TRANSFER_BYTES, type WireBuffer } from '../frontend/fuse/wire.js';
+import { Epoll } from '../sys/epoll.js';
 import { assert, errnoOfError, messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { VolumeMemory, Word } from '../tracer/layout.js';
 import { readSnapshot } from '../tracer/snapshot-view.js';
-import { runSteps } from '../tracer/steps.js';
+import { performIo, runSteps, runStepsUntil, type Step, type Steps } from '../tracer/steps.js';
 import { type RequestContext, Tracer } from '../tracer/tracer.js';
+import { Batch } from './batch.js';
 import { arm, withFailPoints } from './fail-points.js';
 import type { FromWorker, ToWorker, WorkerSession, WorkerStart, WorkerStore, WorkerVolume } from './worker-messages.js';
 
 /** A sleeper looks again at the latest after this time, so that a lost wake-up costs time, never a hang. */
 const WAIT_MS_MAX = 100;
 const POLL_MS = 5_000;
-const POLLIN = 1;
-const POLLFD_BYTES = 8;
-const SESSIONS_MAX = 1024;
 /** Requests served from one session before the others are looked at again. */
 const BURST = 16;
+/** Requests in a row after which a worker expects more of them. */
+const DEEP_AFTER = 2;
 
 interface Volume {
   config: WorkerVolume;
@@ -35,94 +37,98 @@ interface Volume {
 
 interface Session {
   config: WorkerSession;
+  fd: number;
   target: SessionTarget;
+  onError: OnError;
 }
 
 export class PoolWorker {
   readonly #start: WorkerStart;
   readonly #port: MessagePort;
   readonly #volumes = new Map<string, Volume>();
-  #sessions: Session[] = [];
-  readonly #buffer: WireBuffer;
+  /** By descriptor. */
+  readonly #sessions = new Map<number, Session>();
   readonly #context: RequestContext;
-  readonly #pollSet: { view: DataView; address: number };
+  readonly #epoll = new Epoll();
   readonly #wakeBuffer: IoBuffer;
+  /** Requests whose transfers the kernel does side by side, as long as there are several. */
+  readonly #batch = new Batch<Session>(
+    (session) => session.onError,
+    (session) => this.#sessionEnded(session),
+  );
+  #isDeep = false;
   #stopping = false;
 
   constructor(start: WorkerStart, port: MessagePort) {
     this.#start = start;
     this.#port = port;
-    const wire = libc.mapLocked(BUFFER_BYTES);
-    this.#buffer = new WireBuffer(wire.bytes, wire.address);
     const scratch = libc.mapLocked(MAX_TRANSFER_BYTES);
     this.#context = {
       worker: start.number,
       scratch: { bytes: new Uint8Array(scratch.bytes), address: scratch.address },
     };
-    const poll = libc.mapLocked(SESSIONS_MAX * POLLFD_BYTES + 4096);
-    this.#pollSet = { view: new DataView(poll.bytes), address: poll.address };
-    const wakeOffset = SESSIONS_MAX * POLLFD_BYTES;
-    this.#wakeBuffer = { bytes: new Uint8Array(poll.bytes, wakeOffset, 8), address: poll.address + wakeOffset };
+    const wake = libc.mapLocked(8);
+    this.#wakeBuffer = { bytes: new Uint8Array(wake.bytes), address: wake.address };
+    this.#epoll.add(start.wakeFd, false);
   }
 
   /** Serves until it is told to stop. */
   run(): void {
     this.#post({ type: 'ready', ioFlusher: libc.trySetIoFlusher() });
     while (!this.#stopping) {
-      const count = this.#fillPollSet();
-      libc.fast.poll(this.#pollSet.address, count, POLL_MS);
-      if (this.#isReady(0)) this.#takeMessages();
-      else this.#serveReady();
+      const ready = this.#epoll.wait(this.#batch.count === 0 ? POLL_MS : 0);
+      if (ready.includes(this.#start.wakeFd)) this.#takeMessages();
+      else if (ready.length > 0) this.#serveReady(ready);
+      else this.#batch.reap();
     }
     this.#post({ type: 'stopped' });
   }
 
-  #fillPollSet(): number {
-    const { view } = this.#pollSet;
-    const put = (slot: number, fd: number): void => {
-      view.setInt32(slot * POLLFD_BYTES, fd, true);
-      view.setUint32(slot * POLLFD_BYTES + 4, POLLIN, true);
-    };
-    put(0, this.#start.wakeFd);
-    assert(this.#sessions.length < SESSIONS_MAX, 'the poll set holds all sessions');
-    this.#sessions.forEach((session, i) => {
-      put(i + 1, session.config.fd);
-    });
-    return this.#sessions.length + 1;
+  #serveReady(fds: readonly number[]): void {
+    const ready = fds.map((fd) => this.#sessions.get(fd)).filter((session) => session !== undefined);
+    if (this.#isDeep) this.#serveTogether(ready);
+    else for (const session of ready) this.#serveSession(session);
   }
 
-  #isReady(slot: number): boolean {
-    return this.#pollSet.view.getUint16(slot * POLLFD_BYTES + 6, true) !== 0;
-  }
-
-  #serveReady(): void {
-    // A copy: serving may change the list.
-    const ready = this.#sessions.filter((_, i) => this.#isReady(i + 1));
-    for (const session of ready) this.#serveSession(session);
-  }
-
-  #serveSession(session: Session): void {
-    for (let burst = 0; burst < BURST; burst++) {
-      const served = serveOne(session.config.fd, session.target, this.#buffer, (operation, error) =>
-        this.#post({
-          type: 'ioError',
-          sessionId: session.config.id,
-          operation,
-          errno: errnoOfError(error),
-          message: messageOf(error),
-        }),
-      );
-      if (served === 'empty') return;
-      if (served === 'ended') {
-        this.#sessions = this.#sessions.filter((other) => other !== session);
-        this.#post({ type: 'ended', sessionId: session.config.id });
+  /** Many requests at a time, until there are no longer many. */
+  #serveTogether(sessions: readonly Session[]): void {
+    for (let round = 0; round < BURST; round++) {
+      let taken = 0;
+      for (const session of sessions) taken += this.#batch.gather(session);
+      if (this.#batch.count <= 1 && taken <= 1) {
+        this.#isDeep = false;
+        this.#batch.drain();
         return;
       }
+      this.#batch.reap();
     }
+  }
+
+  /** One request at a time. Several without a pause between them are the beginning of many. */
+  #serveSession(session: Session): void {
+    for (let burst = 0; burst < BURST; burst++) {
+      const served = serveOne(session.fd, session.target, this.#batch.buffer, session.onError);
+      if (served === 'empty') return;
+      if (served === 'ended') {
+        this.#sessionEnded(session);
+        return;
+      }
+      if (burst < DEEP_AFTER || !this.#batch.isPossible) continue;
+      this.#isDeep = true;
+      return;
+    }
+  }
+
+  #sessionEnded(session: Session): void {
+    if (!this.#sessions.delete(session.fd)) return;
+    this.#epoll.remove(session.fd);
+    this.#post({ type: 'ended', sessionId: session.config.id });
   }
 
   #takeMessages(): void {
     libc.fast.read(this.#start.wakeFd, this.#wakeBuffer.address, 8);
+    // A message may take away what a request in hand needs.
+    this.#batch.drain();
     this.#drain();
   }
 
@@ -148,7 +154,7 @@ export class PoolWorker {
         this.#addSession(message.session);
         break;
       case 'removeSession':
-        this.#sessions = this.#sessions.filter((session) => session.config.id !== message.sessionId);
+        this.#removeSession(message.sessionId);
         break;
       case 'sync':
         this.#post({ type: 'synced', worker: this.#start.number, token: message.token });
@@ -196,7 +202,24 @@ export class PoolWorker {
     if (this.#start.number >= config.concurrency) return;
     const { tracer, config: volume } = this.#volume(config.volumeId);
     const target = config.kind === 'volume' ? this.#volumeTarget(tracer, volume) : this.#snapshotTarget(tracer, volume);
-    this.#sessions.push({ config, target });
+    const onError: OnError = (operation, error) =>
+      this.#post({
+        type: 'ioError',
+        sessionId: config.id,
+        operation,
+        errno: errnoOfError(error),
+        message: messageOf(error),
+      });
+    this.#sessions.set(config.fd, { config, fd: config.fd, target, onError });
+    this.#epoll.add(config.fd, true);
+  }
+
+  #removeSession(id: string): void {
+    for (const { config, fd } of this.#sessions.values()) {
+      if (config.id !== id) continue;
+      this.#sessions.delete(fd);
+      this.#epoll.remove(fd);
+    }
   }
 
   #volume(id: string): Volume {
@@ -208,15 +231,25 @@ export class PoolWorker {
   #volumeTarget(tracer: Tracer, volume: WorkerVolume): SessionTarget {
     const context = this.#context;
     const wait = this.#waiter(tracer);
+    const write = (buffer: WireBuffer, lengthBytes: number, offset: number): Steps =>
+      withFailPoints(tracer.write(context, buffer, DATA_OFFSET, lengthBytes, offset), context.scratch);
     return {
       sizeBytes: volume.sizeBytes,
       readOnly: volume.readOnly,
       read: (buffer, lengthBytes, offset) => tracer.origin.read(buffer, DATA_OFFSET, lengthBytes, offset),
-      write: (buffer, lengthBytes, offset) =>
-        runSteps(
-          withFailPoints(tracer.write(context, buffer, DATA_OFFSET, lengthBytes, offset), context.scratch),
-          wait,
-        ),
+      beginRead: (buffer, lengthBytes, offset) => ({
+        isWrite: false,
+        fd: volume.originFd,
+        lengthBytes,
+        offset,
+        done: () => undefined,
+        again: () => tracer.origin.read(buffer, DATA_OFFSET, lengthBytes, offset),
+      }),
+      write: (buffer, lengthBytes, offset) => runSteps(write(buffer, lengthBytes, offset), wait),
+      beginWrite: (buffer, lengthBytes, offset) => {
+        const steps = write(buffer, lengthBytes, offset);
+        return beginLastStep(steps, wait, buffer, volume.originFd);
+      },
       zero: (offset, lengthBytes, unmap) =>
         runSteps(withFailPoints(tracer.zero(context, offset, lengthBytes, unmap), context.scratch), wait),
       flush: () => runSteps(tracer.flush(), wait),
@@ -241,6 +274,8 @@ export class PoolWorker {
 
   #waiter(tracer: Tracer): (word: number, value: number) => void {
     return (word, value) => {
+      // Whoever is waited for may wait for what this worker has in hand.
+      if (this.#batch.count > 0) this.#batch.drain();
       libc.futexWait(tracer.memory.wordsAddress + word * 4, value, WAIT_MS_MAX);
     };
   }
@@ -248,6 +283,36 @@ export class PoolWorker {
   #post(message: FromWorker): void {
     this.#port.postMessage(message);
   }
+}
+
+/** Runs a write up to its last step, the transfer from its own buffer. Undefined: there was none, and it has ended. */
+function beginLastStep(
+  steps: Steps,
+  wait: (word: number, value: number) => void,
+  buffer: WireBuffer,
+  fd: number,
+): Transfer | undefined {
+  const isTransfer = (step: Step): boolean => step.kind === 'write' && step.buffer === buffer;
+  const next = runStepsUntil(steps, wait, isTransfer);
+  if (next.done === true) return undefined;
+  const step = next.value;
+  assert(step.kind === 'write', 'the last step of a write is one');
+  return {
+    isWrite: true,
+    fd,
+    lengthBytes: step.lengthBytes,
+    offset: step.offset,
+    done: () => runSteps(steps, wait),
+    again: () => {
+      try {
+        performIo(step);
+      } catch (error) {
+        steps.throw(error);
+        throw error;
+      }
+      runSteps(steps, wait);
+    },
+  };
 }
 
 if (parentPort !== null) {

@@ -27,7 +27,9 @@ const raw = {
   ioctlAddress: c.func('ioctl', 'int', ['int', 'uint64_t', 'int64_t']),
   ioctlBuffer: c.func('ioctl', 'int', ['int', 'uint64_t', koffi.pointer('uint8_t')]),
   fcntlBuffer: c.func('fcntl', 'int', ['int', 'int', koffi.pointer('uint8_t')]),
-  poll: c.func('int poll(int64_t address, uint64_t count, int timeoutMs)'),
+  epollCreate1: c.func('int epoll_create1(int flags)'),
+  epollCtl: c.func('int epoll_ctl(int fd, int operation, int subject, int64_t address)'),
+  epollWait: c.func('int epoll_wait(int fd, int64_t address, int count, int timeoutMs)'),
   eventfd: c.func('int eventfd(uint initial, int flags)'),
   memfdCreate: c.func('int memfd_create(const char *name, uint flags)'),
   mmap: c.func('int64_t mmap(int64_t address, size_t length, int prot, int flags, int fd, int64_t offset)'),
@@ -79,11 +81,18 @@ export const fast = {
   write: raw.write as (fd: number, address: number, length: number) => number,
   pread: raw.pread as (fd: number, address: number, length: number, offset: number) => number,
   pwrite: raw.pwrite as (fd: number, address: number, length: number, offset: number) => number,
-  poll: raw.poll as (address: number, count: number, timeoutMs: number) => number,
+  epollCtl: raw.epollCtl as (fd: number, operation: number, subject: number, address: number) => number,
+  epollWait: raw.epollWait as (fd: number, address: number, count: number, timeoutMs: number) => number,
   fdatasync: raw.fdatasync as (fd: number) => number,
   fallocate: raw.fallocate as (fd: number, mode: number, offset: number, length: number) => number,
   lseek: raw.lseek as (fd: number, offset: number, whence: number) => number,
 };
+
+const EPOLL_CLOEXEC = 0o2000000;
+
+export function epollCreate(): number {
+  return check(raw.epollCreate1(EPOLL_CLOEXEC), 'epoll_create1');
+}
 
 export function fsync(fd: number): void {
   check(raw.fsync(fd), 'fsync', `fd ${fd}`);
@@ -288,4 +297,34 @@ const CLOSE_RANGE_CLOEXEC = 4;
 /** Marks every descriptor from `first` up as close-on-exec, so that a child inherits none of them (Linux 5.11). */
 export function closeOnExecFrom(first: number): void {
   check(raw.syscall(SYS_CLOSE_RANGE, first, 0x7fffffff, CLOSE_RANGE_CLOEXEC, 0, 0, 0), 'close_range');
+}
+
+/** io_setup, io_getevents, io_submit: x86-64 and the generic table (arm64). */
+const SYS_AIO =
+  process.arch === 'arm64' ? { setup: 0, submit: 2, getEvents: 4 } : { setup: 206, submit: 209, getEvents: 208 };
+
+/** A context for so many transfers at a time (io_setup(2)); undefined where there is none to be had. */
+export function aioSetup(transfers: number): number | undefined {
+  const context = mapLocked(8);
+  try {
+    if (raw.syscall(SYS_AIO.setup, transfers, context.address, 0, 0, 0, 0) < 0) return undefined;
+    return Number(new DataView(context.bytes).getBigUint64(0, true));
+  } finally {
+    unmap(context);
+  }
+}
+
+/** io_submit(2) of `count` pointers to transfers at an address: how many were taken, or a negative number. */
+export function aioSubmit(context: number, count: number, address: number): number {
+  return raw.syscall(SYS_AIO.submit, context, count, address, 0, 0, 0);
+}
+
+/** io_getevents(2), without a time limit: how many there are. */
+export function aioGetEvents(context: number, least: number, most: number, address: number): number {
+  for (;;) {
+    const count = raw.syscall(SYS_AIO.getEvents, context, least, most, address, 0, 0);
+    if (count >= 0) return count;
+    const errno = koffi.errno();
+    if (errno !== 4) throw new SystemError('io_getevents', errno);
+  }
 }

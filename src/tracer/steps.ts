@@ -6,6 +6,7 @@
  * tried is what runs.
  */
 import type { BlockDevice, IoBuffer } from '../block/device.js';
+import { assert } from '../sys/errors.js';
 
 export type Step =
   | { kind: 'read'; device: BlockDevice; buffer: IoBuffer; at: number; lengthBytes: number; offset: number }
@@ -37,9 +38,26 @@ export function performIo(step: Exclude<Step, { kind: 'wait' }>): void {
 
 /** Runs steps to their end in this thread. `wait` sleeps on a word of the shared memory. */
 export function runSteps<T>(steps: Steps<T>, wait: (word: number, value: number) => void): T {
+  const last = runStepsUntil(steps, wait, NEVER);
+  assert(last.done === true, 'steps run to their end');
+  return last.value;
+}
+
+const NEVER = (): boolean => false;
+
+/**
+ * Runs steps in this thread up to the first one that `isTaken` picks: its effect is then somebody else's, who calls this again
+ * when it is done. Or to their end.
+ */
+export function runStepsUntil<T>(
+  steps: Steps<T>,
+  wait: (word: number, value: number) => void,
+  isTaken: (step: Step) => boolean,
+): IteratorResult<Step, T> {
   let next = steps.next();
   while (next.done !== true) {
     const step = next.value;
+    if (isTaken(step)) return next;
     try {
       if (step.kind === 'wait') wait(step.word, step.value);
       else performIo(step);
@@ -49,5 +67,5 @@ export function runSteps<T>(steps: Steps<T>, wait: (word: number, value: number)
     }
     next = steps.next();
   }
-  return next.value;
+  return next;
 }

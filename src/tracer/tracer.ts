@@ -33,7 +33,7 @@ export const STORE_OVERWRITTEN = 117;
 
 /** What a worker brings to a request: who it is, and locked memory for copying. */
 export interface RequestContext {
-  /** 0 to MAX_WORKERS - 1. */
+  /** 0 to MAX_WORKERS - 1. It may have several requests in hand, but scratch memory for one of them. */
   readonly worker: number;
   /** Page-aligned; its length is a multiple of the block and is the longest run that one copy takes. */
   readonly scratch: IoBuffer;
@@ -344,7 +344,7 @@ export class Tracer {
     const { memory } = this;
     const busy = Word.BUSY + context.worker;
     for (;;) {
-      memory.set(busy, 1);
+      Atomics.add(memory.words, busy, 1);
       const gate = memory.get(Word.GATE);
       if (gate === Gate.OPEN) {
         this.hooks.refresh();
@@ -357,7 +357,7 @@ export class Tracer {
 
   #leave(context: RequestContext): void {
     const busy = Word.BUSY + context.worker;
-    this.memory.set(busy, 0);
+    Atomics.sub(this.memory.words, busy, 1);
     if (this.memory.get(Word.GATE) !== Gate.OPEN) this.hooks.wake(busy);
   }
 

@@ -136,6 +136,12 @@ export const CANARIES: readonly Canary[] = [
     by: 'simulator',
   },
   {
+    name: 'worker taken for outside while it has writes in hand',
+    file: TRACER,
+    edits: [{ find: 'Atomics.sub(this.memory.words, busy, 1);', replace: 'this.memory.set(busy, 0);' }],
+    by: 'simulator',
+  },
+  {
     name: 'resend before the old engine is reaped',
     file: 'engine/keeper.js',
     edits: [
@@ -156,6 +162,12 @@ export const CANARIES: readonly Canary[] = [
     file: 'engine/helper-store.js',
     edits: [{ find: 'writeWhole(fd, page, BLOCK_BYTES + first * 8);', replace: '' }],
     by: { test: 'test/handover.test.js', name: 'that was read while the engine wrote it' },
+  },
+  {
+    name: 'reply buffer not locked',
+    file: 'sys/libc.js',
+    edits: [{ find: "check(raw.mlock(mapping.address, lengthBytes), 'mlock', `${lengthBytes} bytes`);", replace: '' }],
+    by: { test: 'test/reclaim.test.js', name: 'is locked: each worker' },
   },
   {
     name: 'pause before freeze',

@@ -25,8 +25,12 @@ interface Configuration {
   disk: SimDisk;
 }
 
+/** Requests of one worker at a time: all but one of them wait for the last transfer of a write. */
+const IN_HAND_MAX = 3;
+
 interface Worker {
-  readonly thread: Thread;
+  /** Each has a request, or none. */
+  readonly threads: readonly Thread[];
   readonly tracer: Tracer;
   readonly scratch: { bytes: Uint8Array; address: number };
   readonly mail: Configuration[];
@@ -63,14 +67,14 @@ export class Engine {
         if (memory.get(Word.GENERATION) !== worker.generation) takeMail(worker);
       };
       const worker: Worker = {
-        thread: new Thread(`worker ${number}`),
+        threads: Array.from({ length: IN_HAND_MAX }, (_, i) => new Thread(`worker ${number}, request ${i}`)),
         tracer: new Tracer(memory, origin, { ...hooks, refresh }),
         scratch: scratch(),
         mail: [],
         generation: 0,
       };
       this.#workers.push(worker);
-      scheduler.threads.push(worker.thread);
+      scheduler.threads.push(...worker.threads);
     }
     this.#restBeforeNext = world.random(200);
   }
@@ -102,10 +106,12 @@ export class Engine {
     if (!this.isServing) return;
     const { clients, random } = this.world;
     this.#workers.forEach((worker, number) => {
-      if (worker.thread.steps !== undefined) return;
-      if (random(3) === 0) takeMail(worker);
+      const busy = worker.threads.filter(({ steps }) => steps !== undefined);
+      const idle = worker.threads.find(({ steps }) => steps === undefined);
+      if (idle === undefined || !busy.every(isTransferring) || (busy.length > 0 && random(2) === 0)) return;
+      if (busy.length === 0 && random(3) === 0) takeMail(worker);
       const request = clients.take();
-      if (request !== undefined) this.world.serve(request, worker.thread, number);
+      if (request !== undefined) this.world.serve(request, idle, number);
     });
   }
 
@@ -321,6 +327,11 @@ export class Engine {
 
 /** Blocks at the start that never belong to a store. */
 const USER_BLOCKS = 20;
+
+/** The last step of a write: it needs nothing of its worker any more. */
+function isTransferring({ io }: Thread): boolean {
+  return io !== undefined && io.owner === 'user' && io.step.kind === 'write';
+}
 
 function takeMail(worker: Worker): void {
   for (let mail = worker.mail.shift(); mail !== undefined; mail = worker.mail.shift()) {

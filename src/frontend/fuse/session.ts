@@ -28,6 +28,10 @@ export interface SessionTarget {
   write(buffer: WireBuffer, lengthBytes: number, offset: number): void;
   zero(offset: number, lengthBytes: number, unmap: boolean): void;
   flush(): void;
+  /** As `read`, but leaves the transfer to the caller. */
+  beginRead?(buffer: WireBuffer, lengthBytes: number, offset: number): Transfer;
+  /** As `write`, but leaves the last transfer to the caller; undefined where there is none left. */
+  beginWrite?(buffer: WireBuffer, lengthBytes: number, offset: number): Transfer | undefined;
 }
 
 export type Served = 'served' | 'empty' | 'ended';
@@ -45,18 +49,67 @@ const EOPNOTSUPP = 95;
 /** The kernel refuses a reply with an errno from here on. */
 const ERRNO_END = 512;
 const SECTOR_BYTES = 512;
+/** Larger transfers gain nothing: the device is what they wait for, and several workers keep it busy. */
+export const ASYNC_BYTES_MAX = 65_536;
 const FALLOCATE_MODES = { PUNCH_KEEP: 3, ZERO_RANGE: 0x10, ZERO_KEEP: 0x11 } as const;
+
+/** A transfer between the buffer's data area and a descriptor, which the kernel may do while its thread goes on. */
+export interface Transfer {
+  readonly isWrite: boolean;
+  readonly fd: number;
+  readonly lengthBytes: number;
+  readonly offset: number;
+  /** It was done wholly. May throw what the request is answered with. */
+  done(): void;
+  /** It was not: does it in this thread, or throws why it cannot be done. */
+  again(): void;
+}
+
+/** Hears of every request that is answered with an I/O error, with its cause. */
+export type OnError = (operation: string, error: unknown) => void;
+
+/** A request that was taken, and what its answer waits for. */
+export interface Begun {
+  readonly header: RequestHeader;
+  readonly transfer: Transfer;
+}
 
 /**
  * Takes and serves one request. `empty`: nothing was waiting (the descriptor is non-blocking). `ended`: the file was
- * unmounted. `onError` hears of every request that is answered with an I/O error, with its cause.
+ * unmounted.
  */
-export function serveOne(
+export function serveOne(fd: number, target: SessionTarget, buffer: WireBuffer, onError: OnError): Served {
+  const header = take(fd, buffer);
+  return typeof header === 'string' ? header : answer(fd, buffer, header, execute(header, target, buffer, onError));
+}
+
+/** As {@link serveOne}, but leaves the transfer of a small read or write to the caller, who then calls {@link endOne}. */
+export function beginOne(fd: number, target: SessionTarget, buffer: WireBuffer, onError: OnError): Served | Begun {
+  const header = take(fd, buffer);
+  if (typeof header === 'string') return header;
+  const begun = begin(header, target, buffer, onError);
+  if (begun !== undefined && 'isWrite' in begun) return { header, transfer: begun };
+  return answer(fd, buffer, header, begun);
+}
+
+/** Answers a request whose transfer has ended, with so many bytes or a negative errno. */
+export function endOne(
   fd: number,
-  target: SessionTarget,
   buffer: WireBuffer,
-  onError: (operation: string, error: unknown) => void,
+  { header, transfer }: Begun,
+  bytes: number,
+  onError: OnError,
 ): Served {
+  const { isWrite, offset, lengthBytes } = transfer;
+  const result = attempt(isWrite ? 'write' : 'read', offset, lengthBytes, onError, () => {
+    if (bytes === lengthBytes) transfer.done();
+    else transfer.again();
+  });
+  if (result.errno !== 0) return answer(fd, buffer, header, result);
+  return answer(fd, buffer, header, data(isWrite ? buffer.encodeWritten(lengthBytes) : lengthBytes));
+}
+
+function take(fd: number, buffer: WireBuffer): RequestHeader | Served {
   const received = libc.fast.read(fd, buffer.address + REQUEST_OFFSET, REQUEST_BYTES_MAX);
   if (received < 0) {
     const errno = libc.lastErrno();
@@ -68,7 +121,10 @@ export function serveOne(
   }
   const header = buffer.decodeHeader(received);
   if (header === undefined) throw new SystemError('FUSE request', EPROTO, `${received} bytes that are no request`);
-  const result = execute(header, target, buffer, onError);
+  return header;
+}
+
+function answer(fd: number, buffer: WireBuffer, header: RequestHeader, result: Result | undefined): Served {
   if (result === undefined) return 'served';
   const lengthBytes = buffer.encodeReply(header, result.errno, result.dataBytes);
   if (libc.fast.write(fd, buffer.address + REPLY_OFFSET, lengthBytes) < 0) {
@@ -95,12 +151,39 @@ function data(dataBytes: number | undefined): Result {
   return dataBytes === undefined ? failed(EPROTO) : { errno: 0, dataBytes };
 }
 
+/** Executes one request, or all of it but one transfer. */
+function begin(
+  header: RequestHeader,
+  target: SessionTarget,
+  buffer: WireBuffer,
+  onError: OnError,
+): Result | Transfer | undefined {
+  if (header.opcode === Opcode.READ && target.beginRead !== undefined) {
+    const range = readRange(header, target, buffer);
+    if ('errno' in range) return range;
+    if (range.lengthBytes <= ASYNC_BYTES_MAX) return target.beginRead(buffer, range.lengthBytes, range.offset);
+  } else if (header.opcode === Opcode.WRITE && target.beginWrite !== undefined) {
+    const range = writeRange(header, target, buffer);
+    if ('errno' in range) return range;
+    const { lengthBytes, offset } = range;
+    if (lengthBytes <= ASYNC_BYTES_MAX) {
+      let transfer: Transfer | undefined;
+      const result = attempt('write', offset, lengthBytes, onError, () => {
+        transfer = target.beginWrite?.(buffer, lengthBytes, offset);
+      });
+      if (transfer !== undefined) return transfer;
+      return result.errno === 0 ? data(buffer.encodeWritten(lengthBytes)) : result;
+    }
+  }
+  return execute(header, target, buffer, onError);
+}
+
 /** Executes one request; undefined where the protocol has no reply. */
 function execute(
   header: RequestHeader,
   target: SessionTarget,
   buffer: WireBuffer,
-  onError: (operation: string, error: unknown) => void,
+  onError: OnError,
 ): Result | undefined {
   switch (header.opcode) {
     case Opcode.READ:
@@ -132,42 +215,44 @@ function execute(
   }
 }
 
-function read(
-  header: RequestHeader,
-  target: SessionTarget,
-  buffer: WireBuffer,
-  onError: (operation: string, error: unknown) => void,
-): Result {
+interface Range {
+  offset: number;
+  lengthBytes: number;
+}
+
+/** Where a read lies, or its answer. One that begins at or after the end is the end of the file. */
+function readRange(header: RequestHeader, target: SessionTarget, buffer: WireBuffer): Range | Result {
   if (!WireBuffer.holds(header, 24)) return failed(EPROTO);
   const { offset, lengthBytes } = buffer.decodeTransfer();
   if (lengthBytes > MAX_TRANSFER_BYTES || !isWholeSectors(offset, lengthBytes)) return failed(EINVAL);
-  // A read that begins at or after the end is the end of the file.
   const available = Math.min(lengthBytes, Math.max(0, target.sizeBytes - offset));
-  if (available === 0) return DONE;
-  const result = attempt('read', offset, available, onError, () => target.read(buffer, available, offset));
-  return result.errno === 0 ? data(available) : result;
+  return available === 0 ? DONE : { offset, lengthBytes: available };
 }
 
-function write(
-  header: RequestHeader,
-  target: SessionTarget,
-  buffer: WireBuffer,
-  onError: (operation: string, error: unknown) => void,
-): Result {
+function read(header: RequestHeader, target: SessionTarget, buffer: WireBuffer, onError: OnError): Result {
+  const range = readRange(header, target, buffer);
+  if ('errno' in range) return range;
+  const { offset, lengthBytes } = range;
+  const result = attempt('read', offset, lengthBytes, onError, () => target.read(buffer, lengthBytes, offset));
+  return result.errno === 0 ? data(lengthBytes) : result;
+}
+
+function writeRange(header: RequestHeader, target: SessionTarget, buffer: WireBuffer): Range | Result {
   const { offset, lengthBytes } = buffer.decodeTransfer();
   if (!WireBuffer.holds(header, 40 + lengthBytes) || lengthBytes > MAX_TRANSFER_BYTES) return failed(EPROTO);
   if (target.readOnly) return failed(EROFS);
-  if (!isInside(offset, lengthBytes, target)) return failed(EINVAL);
+  return isInside(offset, lengthBytes, target) ? { offset, lengthBytes } : failed(EINVAL);
+}
+
+function write(header: RequestHeader, target: SessionTarget, buffer: WireBuffer, onError: OnError): Result {
+  const range = writeRange(header, target, buffer);
+  if ('errno' in range) return range;
+  const { offset, lengthBytes } = range;
   const result = attempt('write', offset, lengthBytes, onError, () => target.write(buffer, lengthBytes, offset));
   return result.errno === 0 ? data(buffer.encodeWritten(lengthBytes)) : result;
 }
 
-function zero(
-  header: RequestHeader,
-  target: SessionTarget,
-  buffer: WireBuffer,
-  onError: (operation: string, error: unknown) => void,
-): Result {
+function zero(header: RequestHeader, target: SessionTarget, buffer: WireBuffer, onError: OnError): Result {
   if (!WireBuffer.holds(header, 28)) return failed(EPROTO);
   const { offset, lengthBytes, mode } = buffer.decodeFallocate();
   if (target.readOnly) return failed(EROFS);
@@ -188,13 +273,7 @@ function isInside(offset: number, lengthBytes: number, target: SessionTarget): b
 }
 
 /** The text is made only for an error; see `assert` for why. */
-function attempt(
-  operation: string,
-  offset: number,
-  lengthBytes: number,
-  onError: (operation: string, error: unknown) => void,
-  action: () => void,
-): Result {
+function attempt(operation: string, offset: number, lengthBytes: number, onError: OnError, action: () => void): Result {
   try {
     action();
     return DONE;

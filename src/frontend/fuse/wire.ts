@@ -72,10 +72,11 @@ export class WireBuffer {
   readonly address: number;
   readonly #view: DataView;
 
-  constructor(bytes: ArrayBuffer, address: number) {
-    this.bytes = new Uint8Array(bytes);
-    this.address = address;
-    this.#view = new DataView(bytes);
+  /** `start`: where it begins in `bytes`, which lie at `address`. */
+  constructor(bytes: ArrayBuffer, address: number, start = 0) {
+    this.bytes = new Uint8Array(bytes, start, BUFFER_BYTES);
+    this.address = address + start;
+    this.#view = new DataView(bytes, start, BUFFER_BYTES);
   }
 
   /** Decodes the header of a request of `received` bytes; undefined when it is not one. */
