@@ -12,6 +12,7 @@ import {
   killEngine,
   restarts,
   untilRestarted,
+  untilServed,
   type VerifiedLoad,
   verifiedLoad,
   WITH_FAIL_POINTS,
@@ -221,13 +222,13 @@ async function endInWrites(lab: Lab, { mode, rounds, randomKills }: WriteKills):
       tally.kills++;
     }
   }
-  for (let random = 0; random < randomKills; random++) {
+  for (let done = 0; done < randomKills; ) {
+    // Now and then a kill meets an engine that is resuming.
+    if (done % 4 !== 3) await untilServed(lab);
     await pause(Math.random() * 300);
-    const before = await restarts(lab);
     if (!(await killEngine(lab))) continue;
     tally.kills++;
-    // Now and then the next kill meets an engine that is resuming.
-    if (random % 4 !== 3) await untilRestarted(lab, before, 'a kill');
+    done++;
   }
 }
 

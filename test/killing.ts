@@ -28,6 +28,12 @@ export async function untilRestarted(lab: Lab, before: number, what: string): Pr
   await until(`the engine is started again after ${what}`, async () => (await restarts(lab)) > before, RESTART_MS_MAX);
 }
 
+/** Resolves when an engine answers. */
+export async function untilServed(lab: Lab): Promise<void> {
+  const answers = async (): Promise<boolean> => (await cowbird.daemonStatus(lab.client))?.engineAnswers === true;
+  await until('an engine answers', answers, RESTART_MS_MAX);
+}
+
 /** Kills the engine that runs now, if one does. */
 export async function killEngine(lab: Lab): Promise<boolean> {
   const status = await cowbird.daemonStatus(lab.client);
