@@ -1,22 +1,34 @@
 /** The keeper's order of things when an engine ends, with processes that end when the test says so. */
 import assert from 'node:assert/strict';
 import { ChildProcess } from 'node:child_process';
+import { PassThrough } from 'node:stream';
 import { describe, it } from 'node:test';
 import { setTimeout as pause } from 'node:timers/promises';
+import * as v from 'valibot';
 import { EngineKeeper } from './keeper.js';
 
 /** Longer than the first pauses before a new start. */
 const LOOK_MS = 150;
 const START_MS_MAX = 5_000;
 
+const Message = v.object({ id: v.number(), call: v.optional(v.string()) });
+
 /** A process that answers its start, and that a signal does not end at once: the kernel has a call of its in hand. */
 class FakeProcess extends ChildProcess {
   override connected = true;
+  override stdout = new PassThrough();
+  override stderr = new PassThrough();
   override pid = 1;
 
   override send(message: unknown): boolean {
-    const id = typeof message === 'object' && message !== null && 'id' in message ? message.id : 0;
-    setImmediate(() => this.emit('message', { id, result: null }));
+    const { id, call } = v.parse(Message, message);
+    setImmediate(() => {
+      if (call === 'request') {
+        // It dies in the middle of every operation, and whatever it had begun is undone by the next one.
+        this.disconnects();
+        this.exits();
+      } else this.emit('message', { id, result: call === 'outcome' ? { kind: 'undone' } : null });
+    });
     return true;
   }
 
@@ -34,7 +46,7 @@ class FakeProcess extends ChildProcess {
   }
 }
 
-async function withKeeper(action: (started: FakeProcess[]) => Promise<void>): Promise<void> {
+async function withKeeper(action: (started: FakeProcess[], keeper: EngineKeeper) => Promise<void>): Promise<void> {
   const started: FakeProcess[] = [];
   const keeper = new EngineKeeper({
     enginePath: 'none',
@@ -48,7 +60,7 @@ async function withKeeper(action: (started: FakeProcess[]) => Promise<void>): Pr
   });
   await keeper.start();
   assert.equal(started.length, 1);
-  await action(started);
+  await action(started, keeper);
   const last = started.at(-1);
   const stopped = keeper.stop();
   last?.exits();
@@ -80,6 +92,16 @@ describe('the keeper', () => {
       assert.equal(started.length, 1, 'the process has ended, and the channel has not');
       started[0]?.disconnects();
       await untilStarted(started, 2);
+    }));
+
+  it('begins an operation again that an engine’s death cut off and the next one undid, five times, and then says so', () =>
+    withKeeper(async (started, keeper) => {
+      await assert.rejects(keeper.request('destroy', { minor: 1 }), {
+        code: 'EPIPE',
+        outcome: 'failed',
+        message: /ended 5 times in the middle of destroy, which was undone each time/,
+      });
+      assert.equal(started.length, 6);
     }));
 
   it('never gives up: an engine that ends at once is started again and again', () =>
