@@ -1,7 +1,9 @@
 /**
  * Cowbird as a library: the operations of the command line as typed async functions. The command line uses nothing else.
  *
- * Every function talks to the daemon of `COWBIRD_RUN_DIR` (`/run/cowbird`) and starts it when it is not running. They throw
+ * `backup`, `listVersions`, `verify`, `restore`, `prune` and `versionChanges` work in this process, on a repository, with no
+ * daemon and no root. Every other function talks to the daemon of `COWBIRD_RUN_DIR` (`/run/cowbird`) and starts it when it is
+ * not running. They throw
  * {@link CowbirdError}: `code` and `errno` as the field's tools use them, and `outcome`: `refused` (nothing changed),
  * `failed` or `partial`.
  */
@@ -21,6 +23,18 @@ import { examineMachine } from './engine/doctor.js';
 import { CowbirdError } from './sys/errors.js';
 import { VERSION } from './version.js';
 
+export { type BackupOptions, type BackupSummary, backup } from './backup/backup.js';
+export { type Progress, parseVersionName, parseVersionRange, type RepositoryOptions } from './backup/repository-at.js';
+export {
+  listVersions,
+  type PruneSummary,
+  prune,
+  type RepositoryVersions,
+  type VersionChanges,
+  verify,
+  versionChanges,
+} from './backup/repository-commands.js';
+export { type RestoreSummary, type RestoreToOptions, restore } from './backup/restore.js';
 export {
   type UpdateImageOptions,
   type UpdateImageResult,
@@ -38,6 +52,9 @@ export type {
   StatusDocument,
   VolumeInfo,
 } from './control/schema.js';
+export type { SkippedRange, VersionRecord } from './repository/manifest.js';
+export type { RetentionPolicy } from './repository/retention.js';
+export type { Damage, VerifyReport } from './repository/verify.js';
 export { CowbirdError } from './sys/errors.js';
 export { VERSION } from './version.js';
 

@@ -5,6 +5,7 @@ import { fileURLToPath } from 'node:url';
 import type { AttachedVolume, DaemonStatus } from '../index.js';
 import { CowbirdError, type Outcome } from '../sys/errors.js';
 import { VERSION } from '../version.js';
+import { repositoryActions } from './actions/repository.js';
 import { snapshotActions } from './actions/snapshots.js';
 import { volumeActions } from './actions/volumes.js';
 import { main } from './cowbird.js';
@@ -28,7 +29,12 @@ const VOLUME: AttachedVolume = {
 
 describe('cowbird', () => {
   it('has an action for every command, and a command for every action', () => {
-    const actions = [...Object.keys(snapshotActions), ...Object.keys(volumeActions), 'help'].sort();
+    const actions = [
+      ...Object.keys(snapshotActions),
+      ...Object.keys(volumeActions),
+      ...Object.keys(repositoryActions),
+      'help',
+    ].sort();
     assert.deepEqual(COWBIRD.commands.map(({ name }) => name).sort(), actions);
   });
 

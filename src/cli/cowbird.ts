@@ -98,7 +98,8 @@ function addCommand(program: Command, groups: Map<string, Command>, spec: Comman
     command.argument(optional === true ? `[${inner}]` : `<${inner}>`);
   }
   for (const option of spec.options) {
-    const value = option.value === undefined ? '' : ` <${option.value}>`;
+    const brackets = option.optionalValue === true ? '[]' : '<>';
+    const value = option.value === undefined ? '' : ` ${brackets[0]}${option.value}${brackets[1]}`;
     const names = [option.short, option.long].filter((part) => part !== undefined).join(', ');
     command.option(names + value, option.help);
   }
@@ -130,11 +131,12 @@ async function perform(spec: CommandSpec, command: Command, run: Run): Promise<n
 
 /** What does a command; the tables are loaded only now. */
 async function actionOf(name: string): Promise<Action> {
-  const [{ snapshotActions }, { volumeActions }] = await Promise.all([
+  const [{ snapshotActions }, { volumeActions }, { repositoryActions }] = await Promise.all([
     import('./actions/snapshots.js'),
     import('./actions/volumes.js'),
+    import('./actions/repository.js'),
   ]);
-  const action = snapshotActions[name] ?? volumeActions[name];
+  const action = snapshotActions[name] ?? volumeActions[name] ?? repositoryActions[name];
   if (action === undefined) throw new Error(`no action for ${name}`);
   return action;
 }

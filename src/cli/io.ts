@@ -9,6 +9,7 @@ import type * as library from '../index.js';
 export type Library = Pick<
   typeof library,
   | 'attach'
+  | 'backup'
   | 'changes'
   | 'daemonStatus'
   | 'destroy'
@@ -18,20 +19,25 @@ export type Library = Pick<
   | 'expandCowFile'
   | 'getFreeMinor'
   | 'info'
+  | 'listVersions'
   | 'listVolumes'
+  | 'prune'
   | 'reconfigure'
   | 'reconfigureAutoExpand'
   | 'reloadIncremental'
   | 'reloadSnapshot'
   | 'restartDaemon'
+  | 'restore'
   | 'setupSnapshot'
   | 'startDaemon'
   | 'stopDaemon'
   | 'transitionToIncremental'
   | 'transitionToSnapshot'
+  | 'verify'
+  | 'versionChanges'
 >;
 
-export type AbortCause = 'SIGINT' | 'EPIPE';
+export type AbortCause = 'SIGINT' | 'SIGTERM' | 'EPIPE';
 
 export interface Io {
   out(text: string): void;
@@ -40,6 +46,8 @@ export interface Io {
   readonly signal: AbortSignal;
   /** Where a progress bar may be drawn; undefined where nobody looks. */
   readonly terminal: NodeJS.WriteStream | undefined;
+  /** Asks a question that is answered with yes or no; undefined where nobody can answer. */
+  readonly ask: ((question: string) => Promise<boolean>) | undefined;
   /** Loaded on the first use: help and versions do without. */
   library(): Promise<Library>;
 }
@@ -49,10 +57,11 @@ export function abortedStatus(signal: AbortSignal): number {
   return signal.reason === 'EPIPE' ? 0 : 130;
 }
 
-/** The process's own streams and signals. A second Ctrl-C ends the process at once. */
+/** The process's own streams and signals. A second Ctrl-C or SIGTERM ends the process at once. */
 export function processIo(): Io {
   const controller = new AbortController();
-  process.once('SIGINT', () => controller.abort('SIGINT' satisfies AbortCause));
+  for (const signal of ['SIGINT', 'SIGTERM'] as const satisfies AbortCause[])
+    process.once(signal, () => controller.abort(signal));
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
     if (error.code !== 'EPIPE') reportLostOutput(error);
     controller.abort('EPIPE' satisfies AbortCause);
@@ -68,8 +77,24 @@ export function processIo(): Io {
     },
     signal: controller.signal,
     terminal: process.stderr.isTTY ? process.stderr : undefined,
+    ask:
+      process.stdin.isTTY && process.stderr.isTTY
+        ? (question) => askOnTerminal(question, controller.signal)
+        : undefined,
     library: () => import('../index.js'),
   };
+}
+
+async function askOnTerminal(question: string, signal: AbortSignal): Promise<boolean> {
+  const { createInterface } = await import('node:readline/promises');
+  const lines = createInterface({ input: process.stdin, output: process.stderr });
+  // While it reads a line the terminal hands Ctrl-C to it instead of sending the signal.
+  lines.once('SIGINT', () => process.kill(process.pid, 'SIGINT'));
+  try {
+    return /^y(es)?$/i.test((await lines.question(`${question} [y/N] `, { signal })).trim());
+  } finally {
+    lines.close();
+  }
 }
 
 /** An answer that did not arrive (a full disk) is a failure, whatever the command itself says. */

@@ -12,7 +12,12 @@ export class UsageError extends Error {
 export function reportError(io: Io, error: unknown, subject: string, json: boolean): number {
   if (io.signal.aborted) {
     const status = abortedStatus(io.signal);
-    if (status !== 0) print(io, json, subject, { code: 'EINTR', errno: errnoOf('EINTR'), message: INTERRUPTED });
+    if (status !== 0)
+      print(io, json, subject, {
+        code: 'EINTR',
+        errno: errnoOf('EINTR'),
+        message: error instanceof CowbirdError && error.code === 'EINTR' ? error.message : INTERRUPTED,
+      });
     return status;
   }
   if (error instanceof UsageError) {

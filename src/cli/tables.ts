@@ -13,7 +13,7 @@ const STATES = [
 ] as const;
 
 /** Columns two spaces apart, no lines: what `awk` and people read alike. */
-async function columns(rows: ReadonlyArray<readonly string[]>): Promise<string> {
+export async function columns(rows: ReadonlyArray<readonly string[]>): Promise<string> {
   const { default: Table } = await import('cli-table3');
   const blank = Object.fromEntries(
     ['top', 'bottom', 'left', 'right', 'mid'].flatMap((side) =>

@@ -15,6 +15,7 @@ export function fakeIo(operations: Partial<Library> = {}): FakeIo {
   };
   const library: Library = {
     attach: missing('attach'),
+    backup: missing('backup'),
     changes: missing('changes'),
     daemonStatus: missing('daemonStatus'),
     destroy: missing('destroy'),
@@ -24,17 +25,22 @@ export function fakeIo(operations: Partial<Library> = {}): FakeIo {
     expandCowFile: missing('expandCowFile'),
     getFreeMinor: missing('getFreeMinor'),
     info: missing('info'),
+    listVersions: missing('listVersions'),
     listVolumes: missing('listVolumes'),
+    prune: missing('prune'),
     reconfigure: missing('reconfigure'),
     reconfigureAutoExpand: missing('reconfigureAutoExpand'),
     reloadIncremental: missing('reloadIncremental'),
     reloadSnapshot: missing('reloadSnapshot'),
     restartDaemon: missing('restartDaemon'),
+    restore: missing('restore'),
     setupSnapshot: missing('setupSnapshot'),
     startDaemon: missing('startDaemon'),
     stopDaemon: missing('stopDaemon'),
     transitionToIncremental: missing('transitionToIncremental'),
     transitionToSnapshot: missing('transitionToSnapshot'),
+    verify: missing('verify'),
+    versionChanges: missing('versionChanges'),
     ...operations,
   };
   const io: FakeIo = {
@@ -48,6 +54,7 @@ export function fakeIo(operations: Partial<Library> = {}): FakeIo {
     },
     signal: controller.signal,
     terminal: undefined,
+    ask: undefined,
     library: async () => library,
     abort: (cause) => controller.abort(cause),
   };

@@ -44,6 +44,7 @@ const raw = {
   umount2: c.func('int umount2(const char *target, int flags)'),
   unshare: c.func('int unshare(int flags)'),
   prctl: c.func('prctl', 'int', ['int', 'uint64_t', 'uint64_t', 'uint64_t', 'uint64_t']),
+  flock: c.func('int flock(int fd, int operation)'),
   syscall: c.func('syscall', 'int64_t', ['int64_t', 'int64_t', 'int64_t', 'int64_t', 'int64_t', 'int64_t', 'int64_t']),
 } as const;
 
@@ -114,6 +115,19 @@ export function ftruncate(fd: number, lengthBytes: number): void {
   check(raw.ftruncate(fd, lengthBytes), 'ftruncate', `fd ${fd}`);
 }
 
+export const LOCK_SH = 1;
+export const LOCK_EX = 2;
+const LOCK_NB = 4;
+const EWOULDBLOCK = 11;
+
+/** flock(2) without waiting: false when somebody else has a lock that stands against it. It ends with the last close. */
+export function tryFlock(fd: number, operation: typeof LOCK_SH | typeof LOCK_EX): boolean {
+  if (raw.flock(fd, operation + LOCK_NB) === 0) return true;
+  const errno = koffi.errno();
+  if (errno === EWOULDBLOCK) return false;
+  throw new SystemError('flock', errno, `fd ${fd}`);
+}
+
 const POSIX_FADV_DONTNEED = 4;
 
 /** Drops a file's clean pages from the page cache. Advice only: the caller compares where it matters. */
@@ -182,6 +196,11 @@ export function mapLocked(lengthBytes: number): Mapping {
   new Uint8Array(mapping.bytes).fill(0xff).fill(0);
   check(raw.mlock(mapping.address, lengthBytes), 'mlock', `${lengthBytes} bytes`);
   return mapping;
+}
+
+/** Page-aligned memory of our own, zeros, for as long as the process lives: for transfers with O_DIRECT. */
+export function mapPages(lengthBytes: number): Mapping {
+  return toMapping(raw.mmap(0, lengthBytes, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS, -1, 0), lengthBytes);
 }
 
 function toMapping(address: number, lengthBytes: number): Mapping {

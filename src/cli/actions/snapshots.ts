@@ -3,6 +3,7 @@ import { CowbirdError } from '../../sys/errors.js';
 import { counted, formatSize, MIB, parseMinor, parseSize } from '../quantities.js';
 import { infoText } from '../tables.js';
 import { type Action, answer, type Call, operand } from './call.js';
+import { isVersionRange, repositoryChanges } from './repository.js';
 
 const BYTE = 1;
 
@@ -71,6 +72,7 @@ const info: Action = async (call) => {
 };
 
 const changes: Action = async (call) => {
+  if (isVersionRange(operand(call, 0))) return repositoryChanges(call);
   const report = await call.library.changes(parseMinor(operand(call, 0)), call.client);
   const { nr_changed_blocks: blocks, bytes, extents } = report;
   const lines = extents.map(({ offset, length }) => `${offset} ${length}`);

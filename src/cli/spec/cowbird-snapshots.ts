@@ -116,9 +116,11 @@ export const SNAPSHOT_COMMANDS: readonly CommandSpec[] = [
     name: 'changes',
     summary: 'Print what changed',
     description: [
-      'What was written since the snapshot (snapshot mode) or since the last transition (incremental mode): count and size, then one byte range a line, as offset and length.',
+      'Of a snapshot: what was written since it was taken (snapshot mode) or since the last transition (incremental mode). Of a repository: where two versions differ, found by their checksums.',
+      'Prints count and size, then one byte range a line, as offset and length.',
     ],
-    operands: [MINOR],
+    operands: [{ name: 'WHAT', help: 'Number of a snapshot, or REPO@A..B for two versions of a repository.' }],
     options: [JSON_OPTION],
+    examples: [{ command: 'cowbird changes /backup/data@3..7', meaning: 'What changed between versions 3 and 7.' }],
   },
 ];

@@ -9,7 +9,8 @@ const LABEL_WIDTH_MAX = 24;
 /** `-c, --cache CACHE` */
 export function optionLabel(option: OptionSpec): string {
   const names = [option.short, option.long].filter((name) => name !== undefined).join(', ');
-  return option.value === undefined ? names : `${names} ${option.value}`;
+  if (option.value === undefined) return names;
+  return option.optionalValue === true ? `${names}[=${option.value}]` : `${names} ${option.value}`;
 }
 
 /** What follows the name in a synopsis: `[-c CACHE] DEVICE COWFILE MINOR`. */
@@ -17,7 +18,8 @@ export function synopsis(options: readonly OptionSpec[], operands: readonly Oper
   const shown = options.filter((option) => option.long !== HELP_OPTION.long && option.long !== '--version');
   const optionParts = shown.map((option) => {
     const name = option.short ?? option.long ?? '';
-    return option.value === undefined ? `[${name}]` : `[${name} ${option.value}]`;
+    if (option.value === undefined) return `[${name}]`;
+    return option.optionalValue === true ? `[${name}[=${option.value}]]` : `[${name} ${option.value}]`;
   });
   const operandParts = operands.map(({ name, optional, many }) => {
     const text = many === true ? `${name}...` : name;

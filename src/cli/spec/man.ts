@@ -61,11 +61,10 @@ function commandLines(command: CommandSpec): string[] {
 }
 
 function optionLines(option: OptionSpec): string[] {
-  const { value, ...names } = option;
-  return tagged(
-    value === undefined ? bold(optionLabel(names)) : `${bold(optionLabel(names))} ${italic(value)}`,
-    option.help,
-  );
+  const { value, optionalValue, ...names } = option;
+  const label = bold(optionLabel(names));
+  if (value === undefined) return tagged(label, option.help);
+  return tagged(optionalValue === true ? `${label}[=${italic(value)}]` : `${label} ${italic(value)}`, option.help);
 }
 
 function exitLines(exits: readonly ExitSpec[]): string[] {

@@ -20,6 +20,8 @@ export interface OptionSpec {
   long?: string;
   /** Name of the value; absent for a switch. */
   value?: string;
+  /** The option may stand without its value. */
+  optionalValue?: boolean;
   help: string;
 }
 

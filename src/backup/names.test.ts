@@ -1,0 +1,44 @@
+/** Names of versions, what a disk holds, and whether two sources are one. */
+import assert from 'node:assert/strict';
+import { describe, it } from 'node:test';
+import type { SourceIdentity } from '../repository/manifest.js';
+import { parseVersionName, parseVersionRange } from './repository-at.js';
+import { isSameSource } from './scan-source.js';
+import { HEAD_BYTES, signatureOf } from './signature.js';
+
+describe('the name of a version', () => {
+  it('ends with the last @ that has digits behind it', () => {
+    assert.deepEqual(parseVersionName('/b/r@12'), { repository: '/b/r', version: 12 });
+    assert.deepEqual(parseVersionName('r@1@2'), { repository: 'r@1', version: 2 });
+    for (const name of ['/b/r', 'r@', 'r@x', '@3', 'a@3/b', 'r@-1', 'r@1.5'])
+      assert.deepEqual(parseVersionName(name), { repository: name, version: undefined });
+    assert.deepEqual(parseVersionRange('a@b@2..11'), { repository: 'a@b', from: 2, to: 11 });
+    for (const text of ['3', 'r@1', 'r@1..', '@1..2', 'r@1..2x']) assert.equal(parseVersionRange(text), undefined);
+  });
+});
+
+describe('what a disk holds', () => {
+  it('is told by magic numbers, with the uuid', () => {
+    const head = Buffer.alloc(HEAD_BYTES);
+    assert.equal(signatureOf(head), undefined);
+    head.write('\x55\xaa', 510, 'latin1');
+    assert.deepEqual(signatureOf(head), { name: 'a partition table', id: undefined });
+    head.writeUInt32LE(0x12345678, 440);
+    assert.deepEqual(signatureOf(head), { name: 'a partition table', id: '78563412' });
+    head.write('\x53\xef', 1080, 'latin1');
+    head.fill(0xab, 1128, 1144);
+    assert.deepEqual(signatureOf(head), { name: 'ext2, ext3 or ext4', id: 'ab'.repeat(16) });
+    assert.equal(signatureOf(Buffer.from('XFSB'))?.name, 'xfs');
+  });
+});
+
+describe('two sources', () => {
+  const one: SourceIdentity = { kind: 'device', path: '/dev/sda1', place: 'serial 2048', content: 'xfs 1234' };
+
+  it('are one when place or contents are the same', () => {
+    assert.ok(isSameSource(one, { ...one, path: '/dev/sdb1', content: 'xfs 99' }));
+    assert.ok(isSameSource(one, { ...one, place: 'other 2048' }));
+    assert.ok(!isSameSource(one, { ...one, place: 'other 2048', content: 'xfs 99' }));
+    assert.ok(!isSameSource({ ...one, content: null }, { ...one, place: 'other 2048', content: null }));
+  });
+});

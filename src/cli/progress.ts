@@ -1,0 +1,58 @@
+/** A bar with rate and time left, on a terminal only. */
+import type { Progress } from '../index.js';
+import type { Io } from './io.js';
+import { formatSize } from './quantities.js';
+
+const LABELS: Readonly<Record<Progress['phase'], string>> = {
+  compare: 'comparing',
+  save: 'saving old blocks',
+  copy: 'copying',
+  verify: 'verifying',
+  restore: 'restoring',
+  check: 'reading back',
+};
+
+export interface ProgressBar {
+  update(progress: Progress): void;
+  stop(): void;
+}
+
+/** Undefined where nobody looks. */
+export async function progressBar(io: Io): Promise<ProgressBar | undefined> {
+  if (io.terminal === undefined) return undefined;
+  const { default: progress } = await import('cli-progress');
+  const bar = new progress.SingleBar({
+    stream: io.terminal,
+    format: '{label} {bar} {percentage}% | {done} of {all} | {rate}/s | {eta_formatted} left',
+    hideCursor: false,
+    clearOnComplete: true,
+    barCompleteChar: '#',
+    barIncompleteChar: '.',
+  });
+  let phase: Progress['phase'] | undefined;
+  let startedMs = 0;
+  return {
+    update: (now) => {
+      if (now.phase !== phase) {
+        if (phase !== undefined) bar.stop();
+        phase = now.phase;
+        startedMs = Date.now();
+        bar.start(now.totalBytes, 0, payload(now, startedMs));
+      }
+      bar.update(now.doneBytes, payload(now, startedMs));
+    },
+    stop: () => {
+      if (phase !== undefined) bar.stop();
+    },
+  };
+}
+
+function payload({ phase, doneBytes, totalBytes }: Progress, startedMs: number): Record<string, string> {
+  const seconds = Math.max(0.1, (Date.now() - startedMs) / 1000);
+  return {
+    label: LABELS[phase],
+    done: formatSize(Math.round(doneBytes)),
+    all: formatSize(totalBytes),
+    rate: formatSize(Math.round(doneBytes / seconds)),
+  };
+}

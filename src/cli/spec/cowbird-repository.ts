@@ -1,0 +1,110 @@
+/** The commands of `cowbird` for backups and their repositories. */
+import { type CommandSpec, JSON_OPTION, type OptionSpec } from './types.js';
+
+const REPO = { name: 'REPO', help: 'Directory of the repository.' } as const;
+const REPO_AT = {
+  name: 'REPO',
+  help: 'Directory of the repository, for its newest version; REPO@N for version N.',
+} as const;
+const WAIT: OptionSpec = {
+  long: '--wait',
+  value: 'SECONDS',
+  optionalValue: true,
+  help: 'Wait while another process has the repository, at most SECONDS. Default: give up at once.',
+};
+const RULES: readonly OptionSpec[] = [
+  { long: '--keep', value: 'N', help: 'Keep the newest N versions.' },
+  { long: '--keep-daily', value: 'N', help: 'Keep the last version of each of the last N days that have one.' },
+  { long: '--keep-weekly', value: 'N', help: 'Keep the last version of each of the last N weeks that have one.' },
+  { long: '--keep-monthly', value: 'N', help: 'Keep the last version of each of the last N months that have one.' },
+];
+
+export const REPOSITORY_COMMANDS: readonly CommandSpec[] = [
+  {
+    name: 'backup',
+    summary: 'Make a backup as a new version in a repository',
+    description: [
+      'Makes a version of SOURCE in REPO, a directory, which is made where it does not exist. The first version is a full image without its zeros; later ones copy only what changed. Whatever is killed or loses power, the repository has the versions that it had, or the new one too.',
+      'Engine scan reads SOURCE and compares it with the checksums in the repository: for image files and for disks that nobody uses. SOURCE is claimed meanwhile; a mounted disk is refused (EBUSY).',
+      'A source that grew goes on in the same repository. A smaller one, or another disk, is refused.',
+      'Neither daemon nor root is needed. On a terminal a bar shows rate and time left; stdout stays empty, and a line on stderr sums up. With --json the last line on stdout is an object of type "summary".',
+    ],
+    operands: [{ name: 'SOURCE', help: 'Image file, or a disk or partition that is not in use.' }, REPO],
+    options: [
+      { long: '--engine', value: 'ENGINE', help: '`auto` or `scan`. Default: auto.' },
+      { long: '--keep', value: 'N', help: 'Then drop all but the newest N versions.' },
+      { long: '--whole', help: 'Copy blocks that no file uses, too.' },
+      {
+        long: '--skip-bad-blocks',
+        help: 'Make a version although blocks cannot be read. They are recorded, and hold what the version before had, or zeros.',
+      },
+      WAIT,
+      JSON_OPTION,
+    ],
+    examples: [
+      { command: 'cowbird backup disk.img /backup/disk', meaning: 'Back up an image file.' },
+      { command: 'cowbird backup /dev/sdb1 /backup/sdb1 --keep 30', meaning: 'Back up a partition, keep 30 versions.' },
+    ],
+  },
+  {
+    name: 'versions',
+    summary: 'List the versions of a repository',
+    description: [
+      'One line each: number, time, size, engine, how much is kept for it alone, and what could not be read. Works while a backup runs, too.',
+    ],
+    operands: [REPO],
+    options: [JSON_OPTION],
+  },
+  {
+    name: 'verify',
+    summary: 'Find damage in a repository',
+    description: [
+      'Reads image and history and compares every block with its checksum, and the manifest with its own. A single flipped bit is found anywhere: file, place and versions are named, and the versions that are still whole.',
+    ],
+    operands: [REPO_AT],
+    options: [WAIT, JSON_OPTION],
+    exits: [{ status: 1, meaning: 'Damage was found, or the command failed.' }],
+    examples: [{ command: 'cowbird verify /backup/disk@3', meaning: 'Read all that version 3 consists of.' }],
+  },
+  {
+    name: 'restore',
+    summary: 'Write a version to a disk or file',
+    description: [
+      'Writes the blocks of TARGET that differ from the version, syncs them, and reads them back. Interrupted or killed it can be run again. A file is made where there is none, and gets the length of the version; of a larger disk only the beginning is written.',
+      'Refused: a target that is mounted or in use, too small, or in the repository. A target that holds a file system or anything else that is known is overwritten only after a question, or with --yes.',
+      'Blocks that are damaged in the repository are left out and named; everything else is restored.',
+    ],
+    operands: [REPO_AT, { name: 'TARGET', help: 'Disk, partition or file.' }],
+    options: [
+      { long: '--all', help: 'Write every block, also those that are right already.' },
+      { long: '--dry-run', help: 'Say how much would be written, and write nothing.' },
+      { short: '-y', long: '--yes', help: 'Overwrite what TARGET holds without a question.' },
+      WAIT,
+      JSON_OPTION,
+    ],
+    exits: [{ status: 4, meaning: 'Restored but for blocks that are damaged in the repository.' }],
+    examples: [
+      { command: 'cowbird restore /backup/disk disk-again.img', meaning: 'Restore the newest version to a file.' },
+      {
+        command: 'cowbird restore --dry-run /backup/sdb1@3 /dev/sdb1',
+        meaning: 'See how far a disk is from version 3.',
+      },
+    ],
+  },
+  {
+    name: 'prune',
+    summary: 'Drop versions of a repository',
+    description: [
+      'Drops every version that no rule keeps; the newest always stays. Days, weeks (Monday to Sunday) and months are counted in local time, and only those that have a version. Numbers of versions do not change.',
+      'The others stay whole whenever this is cut off. To drop versions between others takes room for a while.',
+    ],
+    operands: [REPO],
+    options: [...RULES, { long: '--dry-run', help: 'Say what would be dropped, and drop nothing.' }, WAIT, JSON_OPTION],
+    examples: [
+      {
+        command: 'cowbird prune /backup/disk --keep-daily 7 --keep-weekly 5 --keep-monthly 12',
+        meaning: 'Keep a week of days, five weeks and a year of months.',
+      },
+    ],
+  },
+];

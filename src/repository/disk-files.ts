@@ -1,0 +1,153 @@
+/** The files of a repository on a disk. */
+import {
+  closeSync,
+  constants,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  statfsSync,
+  statSync,
+  unlinkSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import { assert, CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
+import * as libc from '../sys/libc.js';
+import { lockHolders } from '../sys/lock-holders.js';
+import { PageFile } from '../sys/page-file.js';
+import type { FileWitness, Lock, OpenMode, RepositoryFiles, WritableFile } from './files.js';
+import { LOCK } from './layout.js';
+
+export class DiskFiles implements RepositoryFiles {
+  readonly path: string;
+
+  /** `path` is absolute; it need not exist. */
+  constructor(path: string) {
+    this.path = path;
+  }
+
+  open(name: string, mode: OpenMode): WritableFile {
+    return PageFile.open(this.#at(name), mode);
+  }
+
+  witness(name: string): FileWitness | undefined {
+    const stats = optional(() => statSync(this.#at(name), { bigint: true }));
+    if (stats === undefined) return undefined;
+    return {
+      inode: String(stats.ino),
+      sizeBytes: Number(stats.size),
+      mtimeNs: String(stats.mtimeNs),
+      ctimeNs: String(stats.ctimeNs),
+    };
+  }
+
+  list(folder: string): string[] | undefined {
+    return optional(() => readdirSync(this.#at(folder)).sort());
+  }
+
+  makeFolder(folder: string): void {
+    mkdirSync(this.#at(folder), { recursive: true, mode: 0o700 });
+  }
+
+  rename(from: string, to: string): void {
+    renameSync(this.#at(from), this.#at(to));
+  }
+
+  unlink(name: string): void {
+    unlinkSync(this.#at(name));
+  }
+
+  fsyncFolder(folder: string): void {
+    const fd = openSync(this.#at(folder), constants.O_RDONLY + constants.O_DIRECTORY);
+    try {
+      fsyncSync(fd);
+    } catch (error) {
+      // Some network file systems have no fsync of folders: what they do to names is as durable as it gets.
+      if (!['EINVAL', 'ENOTSUP', 'ENOSYS'].includes(codeOf(errnoOfError(error)))) throw error;
+    } finally {
+      closeSync(fd);
+    }
+  }
+
+  freeBytes(): number {
+    const { bavail, bsize } = statfsSync(this.path);
+    return bavail * bsize;
+  }
+
+  /**
+   * Makes the directory, with its parent's entry durable, where there is none.
+   *
+   * @throws {CowbirdError} ENOENT where the parent is missing too: a typing mistake must not make a tree of directories.
+   */
+  create(): void {
+    if (optional(() => statSync(this.path)) !== undefined) return;
+    const parent = join(this.path, '..');
+    if (optional(() => statSync(parent)) === undefined)
+      throw new CowbirdError('ENOENT', `${parent}, where the repository is to be made, does not exist: make it first`);
+    mkdirSync(this.path, { mode: 0o700 });
+    new DiskFiles(parent).fsyncFolder('');
+  }
+
+  tryLock(exclusive: boolean): Lock | undefined {
+    const fd = this.#openLock(exclusive);
+    // Nobody can write here, so there is nobody to be kept away.
+    if (fd === undefined) return { release: () => undefined };
+    try {
+      if (libc.tryFlock(fd, exclusive ? libc.LOCK_EX : libc.LOCK_SH)) return { release: () => closeSync(fd) };
+    } catch (error) {
+      closeSync(fd);
+      const code = codeOf(errnoOfError(error));
+      throw new CowbirdError(code, `${this.path} cannot be locked (${code}): its file system has no flock(2)`, {
+        cause: error,
+      });
+    }
+    closeSync(fd);
+    return undefined;
+  }
+
+  #openLock(exclusive: boolean): number | undefined {
+    const path = this.#at(LOCK);
+    try {
+      return openSync(path, constants.O_RDWR + constants.O_CREAT, 0o600);
+    } catch (error) {
+      const code = codeOf(errnoOfError(error));
+      if (code === 'ENOENT')
+        throw new CowbirdError(
+          'ENOENT',
+          `${this.path} does not exist: \`cowbird backup SOURCE ${this.path}\` makes it`,
+        );
+      if (code === 'ENOTDIR') throw new CowbirdError('ENOTDIR', `${this.path} is no directory, so it is no repository`);
+      if (!['EROFS', 'EACCES', 'EPERM'].includes(code)) throw error;
+      if (exclusive)
+        throw new CowbirdError(
+          code,
+          `${this.path} cannot be written: check who owns it and how its file system is mounted`,
+        );
+      return optional(() => openSync(path, constants.O_RDONLY));
+    }
+  }
+
+  lockHolder(): string {
+    const inode = this.witness(LOCK)?.inode;
+    const holders = inode === undefined ? [] : lockHolders(inode, readFileSync('/proc/locks', 'utf8'));
+    if (holders.length === 0) return 'a process that cannot be seen from here (another container or machine)';
+    return holders.map(({ pid, command, started }) => `process ${pid} (${command}, started ${started})`).join(' and ');
+  }
+
+  #at(name: string): string {
+    assert(!name.startsWith('/') && !name.includes('..'), `${name} is a name in the repository`);
+    return join(this.path, name);
+  }
+}
+
+/** Undefined where there is no such file. */
+function optional<T>(read: () => T): T | undefined {
+  try {
+    return read();
+  } catch (error) {
+    if (codeOf(errnoOfError(error)) === 'ENOENT') return undefined;
+    throw error;
+  }
+}

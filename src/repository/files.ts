@@ -1,0 +1,78 @@
+/**
+ * The files of a repository, as the code that writes them sees them. `disk-files.ts` has the real ones; tests put simulated
+ * ones in their place, which lose and tear what was not made durable.
+ *
+ * - Names are relative to the repository, such as `history/3.cow`.
+ * - Durability: contents and length are durable after the file's `fsync`; that a name exists, is gone or was given to
+ *   another file, after `fsyncFolder` of the folder it is in. Before that each may be there or not, whatever the order.
+ * - A `rename` is the old state or the new one, never neither.
+ * - Whole or error: `pwrite` writes everything or throws; `pread` is short only at the end.
+ * - Errors have an errno name as `code`. After an error the contents of what was written are unknown.
+ */
+import type { PageFileHandle } from '../sys/page-file.js';
+
+/** What is read by position: a file of the repository, a source, a target. */
+export interface ReadableFile {
+  /** Reads up to the buffer's length from `offset`; returns how many bytes came, fewer only at the end. */
+  pread(bytes: Uint8Array, offset: number): number;
+  /** First offset in `[offset, end)` that may hold data; `end` when the whole range is known to be a hole. */
+  nextData(offset: number, end: number): number;
+  /** For worker threads; undefined where the file exists in this thread only. */
+  readonly handle: PageFileHandle | undefined;
+}
+
+export interface WritableFile extends ReadableFile {
+  sizeBytes(): number;
+  pwrite(bytes: Uint8Array, offset: number): void;
+  /** Makes a range read as zeros and gives its space back where possible. */
+  punch(offset: number, lengthBytes: number): void;
+  truncate(lengthBytes: number): void;
+  fsync(): void;
+  /** Takes what is durable out of the page cache; advice only. */
+  dropCache(): void;
+  close(): void;
+}
+
+/** What tells that a file is the one it was, and was not written since. */
+export interface FileWitness {
+  inode: string;
+  sizeBytes: number;
+  /** Nanoseconds since 1970, decimal: they do not fit a number. */
+  mtimeNs: string;
+  ctimeNs: string;
+}
+
+/** `create` makes the file or empties it. */
+export type OpenMode = 'read' | 'write' | 'create';
+
+export interface Lock {
+  release(): void;
+}
+
+export interface RepositoryFiles {
+  /** Of the repository, for messages. */
+  readonly path: string;
+  open(name: string, mode: OpenMode): WritableFile;
+  /** Undefined where there is no such file. */
+  witness(name: string): FileWitness | undefined;
+  /** Names in a folder, `''` being the repository; undefined where there is no such folder. */
+  list(folder: string): string[] | undefined;
+  /** Makes a folder; does nothing where it is. */
+  makeFolder(folder: string): void;
+  rename(from: string, to: string): void;
+  unlink(name: string): void;
+  fsyncFolder(folder: string): void;
+  /** Bytes that can still be written. */
+  freeBytes(): number;
+  /** Shared or exclusive, without waiting; undefined when somebody else has a lock that stands against it. */
+  tryLock(exclusive: boolean): Lock | undefined;
+  /** Who has a lock, in words: pid and start. */
+  lockHolder(): string;
+}
+
+/** Reads up to the buffer's length and fills the rest with zeros; returns how many bytes came. */
+export function readPadded(file: ReadableFile, bytes: Uint8Array, offset: number): number {
+  const count = file.pread(bytes, offset);
+  if (count < bytes.byteLength) bytes.fill(0, count);
+  return count;
+}

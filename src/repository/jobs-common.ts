@@ -1,0 +1,106 @@
+/** What the jobs of jobs.ts share: their files, buffers and totals. */
+import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
+import { assert } from '../sys/errors.js';
+import { allocatePages } from '../sys/page-file.js';
+import { CHECKSUM_BYTES, putChecksum } from './checksum.js';
+import { type ReadableFile, readPadded, type WritableFile } from './files.js';
+import { blocksInRegion, REGION_BLOCKS, REGION_BYTES } from './layout.js';
+
+/** The files of a job, each where the job has use for it. */
+export interface JobFiles {
+  source?: ReadableFile;
+  image?: WritableFile;
+  checksums?: WritableFile;
+  delta?: WritableFile;
+  target?: WritableFile;
+  /** Of a version, from its own delta towards the image. */
+  chain?: readonly ReadableFile[];
+}
+
+/** Made anew for each job; one a thread, added up at the end. */
+export interface JobTotals {
+  /** Of the source, or of what is verified. */
+  bytesRead: number;
+  bytesWritten: number;
+  /** Blocks that will take new space in the image. */
+  growthBlocks: number;
+  /** Blocks of the source that could not be read. */
+  badBlocks: number[];
+  /** Blocks whose contents are not what their checksum says. */
+  damagedBlocks: number[];
+}
+
+export function emptyTotals(): JobTotals {
+  return { bytesRead: 0, bytesWritten: 0, growthBlocks: 0, badBlocks: [], damagedBlocks: [] };
+}
+
+/** Memory of one thread, used by one region after another. */
+export interface Scratch {
+  readonly data: Buffer;
+  readonly other: Buffer;
+  /** Checksums of a region. */
+  readonly page: Buffer;
+  readonly otherPage: Buffer;
+  readonly entries: Buffer;
+}
+
+export function makeScratch(): Scratch {
+  return {
+    data: allocatePages(REGION_BYTES),
+    other: allocatePages(REGION_BYTES),
+    page: Buffer.alloc(REGION_BLOCKS * CHECKSUM_BYTES),
+    otherPage: Buffer.alloc(REGION_BLOCKS * CHECKSUM_BYTES),
+    entries: Buffer.alloc(REGION_BLOCKS * 8),
+  };
+}
+
+/** Does one region. */
+export type RegionTask = (region: number) => void;
+
+export interface JobContext {
+  readonly files: JobFiles;
+  readonly scratch: Scratch;
+  readonly totals: JobTotals;
+}
+
+/** A file that the job was to be given. */
+export function needed<T>(file: T | undefined, role: string): T {
+  assert(file !== undefined, `the job has its ${role}`);
+  return file;
+}
+
+export function blockAt(data: Buffer, block: number): Buffer {
+  return data.subarray(block * BLOCK_SIZE_BYTES, (block + 1) * BLOCK_SIZE_BYTES);
+}
+
+/** Reads the checksums of a region; what is not there is zeros. */
+export function readPage(checksums: ReadableFile, region: number, page: Buffer): void {
+  readPadded(checksums, page, region * REGION_BLOCKS * CHECKSUM_BYTES);
+}
+
+/** Writes the checksums of a region, as far as the volume has blocks. */
+export function writePage(checksums: WritableFile, region: number, page: Buffer, sizeBytes: number): void {
+  const bytes = page.subarray(0, blocksInRegion(region, sizeBytes) * CHECKSUM_BYTES);
+  checksums.pwrite(bytes, region * REGION_BLOCKS * CHECKSUM_BYTES);
+}
+
+/** Computes the checksums of the first `count` blocks of `data`; the rest of `page` becomes zeros. */
+export function checksumsOf(data: Buffer, count: number, page: Buffer): void {
+  for (let block = 0; block < count; block++) putChecksum(blockAt(data, block), page, block * CHECKSUM_BYTES);
+  page.fill(0, count * CHECKSUM_BYTES);
+}
+
+/** Writes blocks `[start, end)` of a region, cut where the volume ends. Returns the bytes written. */
+export function writeBlocks(
+  file: WritableFile,
+  data: Buffer,
+  region: number,
+  span: { start: number; end: number },
+  sizeBytes: number,
+): number {
+  const from = span.start * BLOCK_SIZE_BYTES;
+  const offset = region * REGION_BYTES + from;
+  const lengthBytes = Math.min((span.end - span.start) * BLOCK_SIZE_BYTES, sizeBytes - offset);
+  file.pwrite(data.subarray(from, from + lengthBytes), offset);
+  return lengthBytes;
+}

@@ -1,0 +1,255 @@
+/** Jobs that read a source: copy it whole, compare it with the checksums, apply what differs. */
+import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
+import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
+import { hasBit, setBit, spansOf } from './bits.js';
+import { CHECKSUM_BYTES, isZero, isZeroChecksum, putChecksum, sameChecksum } from './checksum.js';
+import { readPadded } from './files.js';
+import {
+  blockAt,
+  checksumsOf,
+  type JobContext,
+  needed,
+  type RegionTask,
+  readPage,
+  writeBlocks,
+  writePage,
+} from './jobs-common.js';
+import { blocksInRegion, bytesInRegion, REGION_BLOCKS, REGION_BYTES } from './layout.js';
+
+/** Runs of blocks closer than this are read in one go: 64 KiB more cost less than another request. */
+const GAP_BLOCKS = 16;
+/** EIO, ENODATA, EILSEQ, EREMOTEIO: the medium could not be read here. */
+const MEDIUM_ERRORS = [5, 61, 84, 121];
+
+interface SourceSpec {
+  sizeBytes: number;
+  /** Blocks that cannot be read are reported, instead of ending the job. */
+  skipBadBlocks: boolean;
+  /** One bit a block; the others read as zeros and are not read. Undefined: all are used. */
+  used: Uint8Array | undefined;
+}
+
+/** Writes the source to an empty image. */
+export interface CopySpec extends SourceSpec {
+  kind: 'copy';
+}
+
+export function copyJob(spec: CopySpec, context: JobContext): RegionTask {
+  const { scratch, totals } = context;
+  const image = needed(context.files.image, 'image');
+  const checksums = needed(context.files.checksums, 'checksums');
+  return (region) => {
+    const count = blocksInRegion(region, spec.sizeBytes);
+    if (!readRegion(spec, context, region, [{ start: 0, end: count }]) || isZero(scratch.data)) return;
+    checksumsOf(scratch.data, count, scratch.page);
+    for (const span of spansOf(count, (block) => !isZeroChecksum(scratch.page, block)))
+      totals.bytesWritten += writeBlocks(image, scratch.data, region, span, spec.sizeBytes);
+    writePage(checksums, region, scratch.page, spec.sizeBytes);
+  };
+}
+
+/** Finds the blocks in which the source differs from the newest version. */
+export interface CompareSpec extends SourceSpec {
+  kind: 'compare';
+  /** Of the newest version in bytes. */
+  oldSizeBytes: number;
+  /** Blocks that may differ, where that is known for sure; the others are not read. Undefined: all may. */
+  candidates: Uint8Array | undefined;
+  /** Set: differs from the version, goes into its delta and into the image. */
+  changed: Uint8Array;
+  /** Set: the image is not what its version was; the source is. Undefined: the image is trusted, and not read. */
+  heal: Uint8Array | undefined;
+  /** By region: how many of the changed blocks have contents to be saved. */
+  saves: Uint16Array;
+}
+
+export function compareJob(spec: CompareSpec, context: JobContext): RegionTask {
+  const { scratch, totals } = context;
+  const checksums = needed(context.files.checksums, 'checksums');
+  const imagePage = Buffer.alloc(REGION_BLOCKS * CHECKSUM_BYTES);
+  return (region) => {
+    const count = blocksInRegion(region, spec.sizeBytes);
+    const oldCount = blocksInRegion(region, spec.oldSizeBytes);
+    const { page: oldPage, otherPage: newPage } = scratch;
+    readPage(checksums, region, oldPage);
+    readNewPage(spec, context, region, count);
+    if (spec.heal === undefined && newPage.equals(oldPage)) return;
+    if (spec.heal !== undefined) readImagePage(context, region, oldCount, imagePage);
+    const heldPage = spec.heal === undefined ? oldPage : imagePage;
+    let saves = 0;
+    for (let block = 0; block < count; block++) {
+      const isSame = sameChecksum(oldPage, block, newPage, block);
+      const isSound = sameChecksum(oldPage, block, heldPage, block);
+      if (!isSound && block < oldCount) totals.damagedBlocks.push(region * REGION_BLOCKS + block);
+      if (isSame && isSound) continue;
+      const isHole = isZeroChecksum(heldPage, block);
+      if (isHole && !isZeroChecksum(newPage, block)) totals.growthBlocks++;
+      if (isSame && spec.heal !== undefined) setBit(spec.heal, region * REGION_BLOCKS + block);
+      else setBit(spec.changed, region * REGION_BLOCKS + block);
+      if (!isSame && block < oldCount && !(isHole && isZeroChecksum(oldPage, block))) saves++;
+    }
+    spec.saves[region] = saves;
+  };
+}
+
+/** The checksums of what the source has: `otherPage`. Where it is not read or cannot be, it stays what `page` says. */
+function readNewPage(spec: CompareSpec, context: JobContext, region: number, count: number): void {
+  const { candidates } = spec;
+  const { page: oldPage, otherPage: newPage } = context.scratch;
+  const isCandidate = (block: number): boolean =>
+    candidates === undefined || hasBit(candidates, region * REGION_BLOCKS + block);
+  const keep = (block: number): void => {
+    const at = block * CHECKSUM_BYTES;
+    oldPage.copy(newPage, at, at, at + CHECKSUM_BYTES);
+  };
+  const { badBlocks } = context.totals;
+  const bad = badBlocks.length;
+  if (readRegion(spec, context, region, spansOf(count, isCandidate, GAP_BLOCKS)))
+    checksumsOf(context.scratch.data, count, newPage);
+  else newPage.fill(0);
+  for (const block of badBlocks.slice(bad)) keep(block % REGION_BLOCKS);
+  for (let block = 0; block < count; block++) if (!isCandidate(block)) keep(block);
+}
+
+/** The checksums of what the image has now. */
+function readImagePage({ files, scratch }: JobContext, region: number, count: number, page: Buffer): void {
+  const image = needed(files.image, 'image');
+  page.fill(0);
+  const offset = region * REGION_BYTES;
+  const lengthBytes = count * BLOCK_SIZE_BYTES;
+  if (lengthBytes === 0 || image.nextData(offset, offset + lengthBytes) >= offset + lengthBytes) return;
+  readPadded(image, scratch.other.subarray(0, lengthBytes), offset);
+  checksumsOf(scratch.other, count, page);
+}
+
+/** Brings the image up to the source in the blocks that are set. Their old contents are safe by then. */
+export interface ApplySpec extends SourceSpec {
+  kind: 'apply';
+  changed: Uint8Array;
+  heal: Uint8Array | undefined;
+}
+
+export function applyJob(spec: ApplySpec, context: JobContext): RegionTask {
+  const { scratch, totals } = context;
+  const image = needed(context.files.image, 'image');
+  const checksums = needed(context.files.checksums, 'checksums');
+  const before = Buffer.alloc(CHECKSUM_BYTES);
+  return (region) => {
+    const count = blocksInRegion(region, spec.sizeBytes);
+    const first = region * REGION_BLOCKS;
+    const isHealed = (block: number): boolean => spec.heal !== undefined && hasBit(spec.heal, first + block);
+    const isChosen = (block: number): boolean => hasBit(spec.changed, first + block) || isHealed(block);
+    const spans = spansOf(count, isChosen, GAP_BLOCKS);
+    if (spans.length === 0) return;
+    const bad = totals.badBlocks.length;
+    if (!readRegion(spec, context, region, spans)) scratch.data.fill(0);
+    const unread = new Set(totals.badBlocks.slice(bad).map((block) => block - first));
+    const { page } = scratch;
+    readPage(checksums, region, page);
+    const isWritten = (block: number): boolean => isChosen(block) && !unread.has(block);
+    for (let block = 0; block < count; block++) {
+      if (!isWritten(block)) continue;
+      page.copy(before, 0, block * CHECKSUM_BYTES);
+      putChecksum(blockAt(scratch.data, block), page, block * CHECKSUM_BYTES);
+      // This block is in no delta: only what it has to be may be written over it.
+      if (isHealed(block) && !sameChecksum(before, 0, page, block))
+        throw sourceChanges((first + block) * BLOCK_SIZE_BYTES);
+    }
+    for (const span of spansOf(count, (block) => isWritten(block) && !isZeroChecksum(page, block)))
+      totals.bytesWritten += writeBlocks(image, scratch.data, region, span, spec.sizeBytes);
+    for (const { start, end } of spansOf(count, (block) => isWritten(block) && isZeroChecksum(page, block))) {
+      const from = (first + start) * BLOCK_SIZE_BYTES;
+      image.punch(from, Math.min((first + end) * BLOCK_SIZE_BYTES, spec.sizeBytes) - from);
+    }
+    writePage(checksums, region, page, spec.sizeBytes);
+  };
+}
+
+function sourceChanges(offset: number): CowbirdError {
+  return new CowbirdError(
+    'EBUSY',
+    `The source changed at ${offset} while it was read: stop whoever writes to it, and run this again`,
+    { outcome: 'failed' },
+  );
+}
+
+/**
+ * Reads spans of a region of the source to their places in `scratch.data`, zeros beyond its end. Returns false, with
+ * nothing read, where the whole region is a hole or unused.
+ */
+function readRegion(
+  spec: SourceSpec,
+  { files, scratch, totals }: JobContext,
+  region: number,
+  spans: readonly { start: number; end: number }[],
+): boolean {
+  const source = needed(files.source, 'source');
+  const { used } = spec;
+  const offset = region * REGION_BYTES;
+  const lengthBytes = bytesInRegion(region, spec.sizeBytes);
+  if (source.nextData(offset, offset + lengthBytes) >= offset + lengthBytes) return false;
+  const wanted = spans.flatMap((span) => {
+    if (used === undefined) return [span];
+    const isUsed = (at: number): boolean => hasBit(used, region * REGION_BLOCKS + span.start + at);
+    return spansOf(span.end - span.start, isUsed, GAP_BLOCKS).map(({ start, end }) => ({
+      start: span.start + start,
+      end: span.start + end,
+    }));
+  });
+  if (wanted.length === 0) return false;
+  if (wanted.length > 1 || lengthBytes < REGION_BYTES || used !== undefined) scratch.data.fill(0);
+  for (const { start, end } of wanted) {
+    const from = start * BLOCK_SIZE_BYTES;
+    const to = Math.min(end * BLOCK_SIZE_BYTES, lengthBytes);
+    readSpan(spec, source, scratch.data.subarray(0, end * BLOCK_SIZE_BYTES), { offset, from, to }, totals);
+    totals.bytesRead += to - from;
+  }
+  if (used !== undefined) {
+    // Read only because it lies between blocks that are used.
+    for (let block = 0; block < REGION_BLOCKS; block++)
+      if (!hasBit(used, region * REGION_BLOCKS + block)) blockAt(scratch.data, block).fill(0);
+  }
+  return true;
+}
+
+function readSpan(
+  spec: SourceSpec,
+  source: { pread(bytes: Uint8Array, offset: number): number },
+  data: Buffer,
+  { offset, from, to }: { offset: number; from: number; to: number },
+  totals: { badBlocks: number[] },
+): void {
+  try {
+    const count = source.pread(data.subarray(from), offset + from);
+    if (count < to - from) throw tooShort(offset + from + count);
+    data.fill(0, to);
+  } catch (error) {
+    if (!MEDIUM_ERRORS.includes(errnoOfError(error)) || error instanceof CowbirdError) throw error;
+    const isOneBlock = to - from <= BLOCK_SIZE_BYTES;
+    if (isOneBlock && !spec.skipBadBlocks) throw unreadable(offset + from, error);
+    if (isOneBlock) {
+      data.fill(0, from, to);
+      totals.badBlocks.push((offset + from) / BLOCK_SIZE_BYTES);
+      return;
+    }
+    // One bad block must not take its neighbours with it: each on its own.
+    for (let at = from; at < to; at += BLOCK_SIZE_BYTES) {
+      const piece = data.subarray(0, at + BLOCK_SIZE_BYTES);
+      readSpan(spec, source, piece, { offset, from: at, to: Math.min(at + BLOCK_SIZE_BYTES, to) }, totals);
+    }
+  }
+}
+
+function tooShort(offset: number): CowbirdError {
+  return new CowbirdError('EIO', `The source ends at ${offset}: it became shorter while it was read`, {
+    outcome: 'failed',
+  });
+}
+
+function unreadable(offset: number, cause: unknown): CowbirdError {
+  return new CowbirdError(
+    codeOf(errnoOfError(cause)),
+    `The source cannot be read at ${offset} (${messageOf(cause)}), so there is no new version; --skip-bad-blocks makes one without such blocks, and records them`,
+    { outcome: 'failed', cause },
+  );
+}

@@ -1,0 +1,87 @@
+/**
+ * What is done region by region, by any number of threads at once: a region's blocks, checksums, bits and index entries are
+ * touched by one thread only. Nothing here is durable when it returns; whoever runs a job makes it so.
+ */
+import {
+  emptyTotals,
+  type JobContext,
+  type JobFiles,
+  type JobTotals,
+  makeScratch,
+  type RegionTask,
+  type Scratch,
+} from './jobs-common.js';
+import {
+  type SaveSpec,
+  saveJob,
+  type VerifyDeltaSpec,
+  type VerifyImageSpec,
+  verifyDeltaJob,
+  verifyImageJob,
+} from './jobs-image.js';
+import { type ApplySpec, applyJob, type CompareSpec, type CopySpec, compareJob, copyJob } from './jobs-source.js';
+import {
+  type CheckSpec,
+  checkJob,
+  type RestoreSpec,
+  restoreJob,
+  type VerifyViewSpec,
+  verifyViewJob,
+} from './jobs-view.js';
+
+export type JobSpec =
+  | CopySpec
+  | CompareSpec
+  | SaveSpec
+  | ApplySpec
+  | VerifyImageSpec
+  | VerifyDeltaSpec
+  | VerifyViewSpec
+  | RestoreSpec
+  | CheckSpec;
+
+/** A job in one thread: its regions come one by one, its totals grow. */
+export interface StartedJob {
+  readonly totals: JobTotals;
+  readonly run: RegionTask;
+}
+
+let scratch: Scratch | undefined;
+
+export function startJob(spec: JobSpec, files: JobFiles): StartedJob {
+  scratch ??= makeScratch();
+  const context: JobContext = { files, scratch, totals: emptyTotals() };
+  return { totals: context.totals, run: taskOf(spec, context) };
+}
+
+function taskOf(spec: JobSpec, context: JobContext): RegionTask {
+  switch (spec.kind) {
+    case 'copy':
+      return copyJob(spec, context);
+    case 'compare':
+      return compareJob(spec, context);
+    case 'save':
+      return saveJob(spec, context);
+    case 'apply':
+      return applyJob(spec, context);
+    case 'verify-image':
+      return verifyImageJob(spec, context);
+    case 'verify-delta':
+      return verifyDeltaJob(spec, context);
+    case 'verify-view':
+      return verifyViewJob(spec, context);
+    case 'restore':
+      return restoreJob(spec, context);
+    case 'check':
+      return checkJob(spec, context);
+  }
+}
+
+/** Adds the totals of one thread to those of all. */
+export function addTotals(sum: JobTotals, more: JobTotals): void {
+  sum.bytesRead += more.bytesRead;
+  sum.bytesWritten += more.bytesWritten;
+  sum.growthBlocks += more.growthBlocks;
+  for (const block of more.badBlocks) sum.badBlocks.push(block);
+  for (const block of more.damagedBlocks) sum.damagedBlocks.push(block);
+}

@@ -1,0 +1,43 @@
+/** What an update is told, and how its phases tell how far they are. */
+import { REGION_BYTES } from './layout.js';
+import type { VersionRecord } from './manifest.js';
+import type { RunJob, RunOptions } from './runner.js';
+import type { BackupSource } from './source.js';
+
+export type UpdatePhase = 'compare' | 'save' | 'copy';
+
+export interface UpdateOptions {
+  engine: VersionRecord['engine'];
+  /** Why this engine, in words. */
+  reason: string;
+  whole: boolean;
+  skipBadBlocks: boolean;
+  continuityToken?: string | null;
+  togetherId?: string | null;
+  time: Date;
+  run: RunJob;
+  signal?: AbortSignal | undefined;
+  onProgress?: ((phase: UpdatePhase, doneBytes: number, totalBytes: number) => void) | undefined;
+}
+
+/** The blocks to be read; undefined for all. */
+export function usedOf(source: BackupSource, options: UpdateOptions): Uint8Array | undefined {
+  return options.whole ? undefined : source.used;
+}
+
+/** Progress of one phase, in bytes. `progress` keeps how far it came. */
+export function phase(
+  options: UpdateOptions,
+  name: UpdatePhase,
+  sizeBytes: number,
+  progress?: { doneBytes: number },
+): RunOptions {
+  return {
+    signal: options.signal,
+    onProgress: (doneRegions) => {
+      const doneBytes = Math.min(doneRegions * REGION_BYTES, sizeBytes);
+      if (progress !== undefined) progress.doneBytes = doneBytes;
+      options.onProgress?.(name, doneBytes, sizeBytes);
+    },
+  };
+}

@@ -1,0 +1,284 @@
+/**
+ * A new version. The order of effects is what makes a version whole or not there (I4); state.ts says what each cut leaves,
+ * and how it is made good.
+ *
+ * The first version:
+ *   1. image.updating and checksums are written, fsync of both, of the folder
+ *   2. manifest.new, fsync, → manifest, fsync of the folder: committed
+ *   3. image.updating → image, fsync of the folder; the manifest again with what the image looks like now; its copy
+ *
+ * Every later one:
+ *   0. the source is compared; nothing is written, so that a lack of space is known before
+ *   1. history/N.cow: old contents, index, checksums, header, footer; fsync, fsync of its folder; read again, compared
+ *   2. image → image.updating, fsync of the folder: from here on a cut is rolled back
+ *   3. image and checksums are written, fsync of both
+ *   4. manifest.new, fsync, → manifest, fsync of the folder: committed
+ *   5. as 3 of the first
+ *
+ * A failure is undone by the same code that makes good a cut.
+ */
+import { randomBytes } from 'node:crypto';
+import { BLOCK_SIZE_BYTES, blockCount } from '../cow/geometry.js';
+import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
+import { CHECKSUM_BYTES } from './checksum.js';
+import type { JobTotals } from './jobs-common.js';
+import { CHECKSUMS, HISTORY, IMAGE, IMAGE_UPDATING, regionCount } from './layout.js';
+import { FORMAT, type ManifestData, type SkippedRange, type VersionRecord } from './manifest.js';
+import { compare, requireSpace, saveDelta } from './plan.js';
+import type { Repository } from './repository.js';
+import type { BackupSource } from './source.js';
+import { nameImage, newestOf, recover } from './state.js';
+import { phase, type UpdateOptions, usedOf } from './update-options.js';
+
+export interface UpdateResult {
+  version: VersionRecord;
+  /** Blocks of the version before that were found damaged: it is not whole any more, the new one is. */
+  damagedBlocks: number[];
+  /** The image was changed by others and was compared block by block. */
+  imageWasForeign: boolean;
+}
+
+/** A version that is written and durable, and does not count yet. Exactly one of the two is to be called. */
+export interface PreparedVersion {
+  readonly version: VersionRecord;
+  /** Makes it count. @throws what the source's `confirm` throws, or writing; then there is no version. */
+  commit(): UpdateResult;
+  /** Takes it back. */
+  abort(): void;
+}
+
+/** Makes a new version of the source: {@link prepareVersion} and its commit. */
+export async function createVersion(
+  repository: Repository,
+  source: BackupSource,
+  options: UpdateOptions,
+): Promise<UpdateResult> {
+  return (await prepareVersion(repository, source, options)).commit();
+}
+
+/**
+ * Writes a new version up to its commit: for versions of several sources that are all to be there, or none. The repository
+ * is open to write.
+ *
+ * @throws {CowbirdError} EINVAL for a source that is smaller; ENOSPC with what is missing; EINTR; what reading or writing
+ * gave. The version before is untouched then.
+ */
+export async function prepareVersion(
+  repository: Repository,
+  source: BackupSource,
+  options: UpdateOptions,
+): Promise<PreparedVersion> {
+  const { manifest } = repository;
+  if (manifest !== undefined && source.sizeBytes < newestOf(manifest).sizeBytes) {
+    throw new CowbirdError(
+      'EINVAL',
+      `${source.identity.path} has ${source.sizeBytes} bytes, version ${newestOf(manifest).number} has ${newestOf(manifest).sizeBytes}: a smaller source needs another repository`,
+    );
+  }
+  try {
+    const written =
+      manifest === undefined
+        ? await firstVersion(repository, source, options)
+        : await nextVersion(repository, manifest, source, options);
+    return {
+      version: written.result.version,
+      commit: () => commitWritten(repository, source, written),
+      abort: () => recover(repository.files),
+    };
+  } catch (error) {
+    throw undo(repository, error);
+  }
+}
+
+/** What is on the disk, and the manifest with which it counts. */
+interface Written {
+  manifest: ManifestData;
+  result: UpdateResult;
+}
+
+function commitWritten(repository: Repository, source: BackupSource, { manifest, result }: Written): UpdateResult {
+  try {
+    source.confirm?.();
+    repository.commit(manifest);
+    nameImage(repository.files);
+    repository.seal();
+    return result;
+  } catch (error) {
+    throw undo(repository, error);
+  }
+}
+
+/** Makes the repository whole after a failure, and returns the error to be thrown. */
+function undo(repository: Repository, error: unknown): unknown {
+  try {
+    recover(repository.files);
+  } catch (second) {
+    return new CowbirdError(
+      codeOf(errnoOfError(error)),
+      `${messageOf(error)}; and what was begun could not be undone yet (${messageOf(second)}): the next command does that`,
+      { outcome: 'failed', cause: error },
+    );
+  }
+  if (!isOutOfSpace(error) || error instanceof CowbirdError) return error;
+  const free = repository.files.freeBytes();
+  return new CowbirdError(
+    'ENOSPC',
+    `${repository.files.path}: no space left (${messageOf(error)}); ${free} bytes are free again. The versions before are untouched`,
+    { outcome: 'failed', cause: error },
+  );
+}
+
+async function firstVersion(repository: Repository, source: BackupSource, options: UpdateOptions): Promise<Written> {
+  const { files } = repository;
+  const { sizeBytes } = source;
+  const image = files.open(IMAGE_UPDATING, 'create');
+  const checksums = files.open(CHECKSUMS, 'create');
+  let totals: JobTotals;
+  try {
+    image.truncate(sizeBytes);
+    checksums.truncate(blockCount(sizeBytes) * CHECKSUM_BYTES);
+    const spec = {
+      kind: 'copy',
+      sizeBytes,
+      skipBadBlocks: options.skipBadBlocks,
+      used: usedOf(source, options),
+    } as const;
+    const progress = { doneBytes: 0 };
+    try {
+      totals = await options.run(
+        spec,
+        { source: source.file, image, checksums },
+        regionCount(sizeBytes),
+        phase(options, 'copy', sizeBytes, progress),
+      );
+    } catch (error) {
+      throw isOutOfSpace(error) ? outOfSpace(repository, sizeBytes - progress.doneBytes) : error;
+    }
+    image.fsync();
+    checksums.fsync();
+    image.dropCache();
+    checksums.dropCache();
+  } finally {
+    image.close();
+    checksums.close();
+  }
+  files.makeFolder(HISTORY);
+  files.fsyncFolder('');
+  const version = { ...versionFrom(1, source, options, totals), skipped: rangesOf(totals.badBlocks, sizeBytes) };
+  const series = randomBytes(16).toString('hex');
+  return {
+    manifest: { format: FORMAT, series, lastNumber: 1, image: null, versions: [version] },
+    result: { version, damagedBlocks: [], imageWasForeign: false },
+  };
+}
+
+/** The disk is full, or what this user may have of it. */
+function isOutOfSpace(error: unknown): boolean {
+  return ['ENOSPC', 'EDQUOT'].includes(codeOf(errnoOfError(error)));
+}
+
+/** At most: zeros at the end of the source would take no space. */
+function outOfSpace(repository: Repository, leftBytes: number): CowbirdError {
+  return new CowbirdError(
+    'ENOSPC',
+    `${repository.files.path}: no space left with ${leftBytes} bytes of the source still to be copied. Nothing is kept; make room for that much more, or choose a larger disk`,
+    { outcome: 'failed' },
+  );
+}
+
+async function nextVersion(
+  repository: Repository,
+  manifest: ManifestData,
+  source: BackupSource,
+  options: UpdateOptions,
+): Promise<Written> {
+  const { files } = repository;
+  const newest = newestOf(manifest);
+  const checkImage = !repository.isImageUntouched();
+  const image = files.open(IMAGE, 'write');
+  const checksums = files.open(CHECKSUMS, 'write');
+  try {
+    const plan = await compare({ image, checksums }, manifest, source, options, checkImage);
+    requireSpace(repository, plan);
+    const saved = await saveDelta(repository, { image, checksums }, plan, options);
+    files.rename(IMAGE, IMAGE_UPDATING);
+    files.fsyncFolder('');
+    // Somebody else may have changed its length too.
+    if (image.sizeBytes() !== source.sizeBytes) image.truncate(source.sizeBytes);
+    const checksumBytes = blockCount(source.sizeBytes) * CHECKSUM_BYTES;
+    if (checksums.sizeBytes() !== checksumBytes) checksums.truncate(checksumBytes);
+    const spec = {
+      kind: 'apply',
+      sizeBytes: source.sizeBytes,
+      skipBadBlocks: options.skipBadBlocks,
+      used: usedOf(source, options),
+      changed: plan.changed,
+      heal: plan.heal,
+    } as const;
+    const applied = await options.run(
+      spec,
+      { source: source.file, image, checksums },
+      regionCount(source.sizeBytes),
+      phase(options, 'copy', source.sizeBytes),
+    );
+    image.fsync();
+    checksums.fsync();
+    image.dropCache();
+    checksums.dropCache();
+    const version: VersionRecord = {
+      ...versionFrom(manifest.lastNumber + 1, source, options, plan.totals),
+      bytesRead: plan.totals.bytesRead + applied.bytesRead,
+      bytesWritten: saved.totals.bytesWritten + applied.bytesWritten,
+      skipped: rangesOf(
+        [...new Set([...plan.totals.badBlocks, ...applied.badBlocks])].sort((a, b) => a - b),
+        source.sizeBytes,
+      ),
+    };
+    const delta = {
+      sha256: saved.digest,
+      lengthBytes: saved.lengthBytes,
+      blocks: plan.facts.savedBlocks + plan.facts.zeroBlocks,
+    };
+    const before = manifest.versions.slice(0, -1);
+    const versions = [...before, { ...newest, delta }, version];
+    const damagedBlocks = [...new Set([...plan.totals.damagedBlocks, ...saved.totals.damagedBlocks])];
+    return {
+      manifest: { ...manifest, lastNumber: version.number, image: null, versions },
+      result: { version, damagedBlocks, imageWasForeign: checkImage },
+    };
+  } finally {
+    image.close();
+    checksums.close();
+  }
+}
+
+function versionFrom(number: number, source: BackupSource, options: UpdateOptions, totals: JobTotals): VersionRecord {
+  return {
+    number,
+    time: options.time.toISOString(),
+    sizeBytes: source.sizeBytes,
+    engine: options.engine,
+    reason: options.reason,
+    whole: usedOf(source, options) === undefined,
+    skipped: [],
+    source: source.identity,
+    continuityToken: options.continuityToken ?? null,
+    togetherId: options.togetherId ?? null,
+    bytesRead: totals.bytesRead,
+    bytesWritten: totals.bytesWritten,
+    delta: null,
+  };
+}
+
+/** Blocks, ascending, as byte ranges. */
+export function rangesOf(blocks: readonly number[], sizeBytes: number): SkippedRange[] {
+  const ranges: SkippedRange[] = [];
+  for (const block of blocks) {
+    const offset = block * BLOCK_SIZE_BYTES;
+    const lengthBytes = Math.min(BLOCK_SIZE_BYTES, sizeBytes - offset);
+    const last = ranges.at(-1);
+    if (last !== undefined && last.offset + last.lengthBytes === offset) last.lengthBytes += lengthBytes;
+    else ranges.push({ offset, lengthBytes });
+  }
+  return ranges;
+}
