@@ -62,7 +62,7 @@ export class EngineKeeper {
   /** Operations that are complete and whose answer has not been given yet. */
   readonly #done = new Map<number, DoneOperation>();
   #nextRequest = 1;
-  #engine: { child: ChildProcess; rpc: Rpc; ready: Promise<void> } | undefined;
+  #engine: { child: ChildProcess; rpc: Rpc; ready: Promise<void>; isReady: boolean } | undefined;
   #stopping = false;
   #restarts = 0;
   #backoffMs = BACKOFF_MS_MIN;
@@ -118,7 +118,8 @@ export class EngineKeeper {
       this.#backoffMs = BACKOFF_MS_MIN;
       for (const wake of this.#waiting.splice(0)) wake();
     });
-    this.#engine = { child, rpc, ready };
+    const engine = { child, rpc, ready, isReady: false };
+    this.#engine = engine;
     child.on('error', (error) => {
       this.#options.onEvent({ event: 'engine.error', level: 'error', message: `The engine: ${messageOf(error)}` });
       // It never ran (node itself was replaced or removed), so nothing will exit.
@@ -127,6 +128,7 @@ export class EngineKeeper {
     this.#whenEnded(child, (code, signal) => this.#engineEnded(code, signal));
     try {
       await ready;
+      engine.isReady = true;
     } catch (error) {
       this.#noteRefusal(error);
       child.kill('SIGKILL');
@@ -168,7 +170,7 @@ export class EngineKeeper {
 
   /** Whether an engine answers at once: not one that is being started, nor one that waits for a device. */
   async engineAnswers(): Promise<boolean> {
-    const ping = this.#engine?.rpc.call('ping', {}, PING_MS_MAX);
+    const ping = this.#engine?.isReady === true ? this.#engine.rpc.call('ping', {}, PING_MS_MAX) : undefined;
     return ping === undefined
       ? false
       : ping.then(
