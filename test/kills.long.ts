@@ -24,8 +24,8 @@ describe('an engine that ends again and again', { skip: CANNOT }, () => {
 
   for (const fsType of FS_TYPES) {
     it(`in the middle of operations, at every point, on ${fsType}`, async (t) => {
-      await setupsAndDestroys(t, { fsType, minor: 180, points: SETUP_POINTS });
-      await transitions(t, { fsType, minor: 181, points: SETUP_POINTS });
+      await setupsAndDestroys(t, { fsType, minor: 173, points: SETUP_POINTS });
+      await transitions(t, { fsType, minor: 174, points: SETUP_POINTS });
     });
   }
 
@@ -34,6 +34,6 @@ describe('an engine that ends again and again', { skip: CANNOT }, () => {
     const fsType = FS_TYPES[round % 2] ?? 'ext4';
     const mode = (['snapshot', 'incremental', 'passthrough'] as const)[Math.floor(round / 2) % 3] ?? 'snapshot';
     it(`in the write path, round ${round + 1} of ${rounds}: ${mode} mode on ${fsType}`, (t) =>
-      killsInWrites(t, { fsType, mode, minor: 182, rounds: 1, randomKills: KILLS_A_ROUND, isProbed: true }));
+      killsInWrites(t, { fsType, mode, minor: 175, rounds: 1, randomKills: KILLS_A_ROUND, isProbed: true }));
   }
 });
