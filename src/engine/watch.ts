@@ -17,6 +17,8 @@ import { isActive, openSnapshotDevice, RAW, saveRecord, type Tracked } from './t
 const ENOENT = 2;
 const EINVAL = 22;
 const EUCLEAN = 117;
+/** Before a file is said to be gone or moved. */
+const LOOKS = 2;
 const FILL_MARKS = [95, 80] as const;
 
 /** One look at everything that is tracked. Under the engine's lock. */
@@ -85,8 +87,7 @@ export class Watch {
       await saveRecord(this.#context, volume);
       return;
     }
-    await this.#compareExtents(target, mounts);
-    if (volume.memory.get(Word.FAILED) !== 0) return;
+    if (!(await this.#compareExtents(target, mounts)) || volume.memory.get(Word.FAILED) !== 0) return;
     snapshot.unverified = false;
     await saveRecord(this.#context, volume);
     if (snapshot.mode === 'snapshot') await openSnapshotDevice(this.#context, target);
@@ -103,29 +104,46 @@ export class Watch {
     return error !== undefined && messageOf(error).includes('ENOENT');
   }
 
-  /** The store is written by address: the file must lie where it lay. */
-  async #compareExtents({ volume, snapshot }: Tracked, mounts: readonly MountEntry[]): Promise<void> {
-    if (snapshot.store.kind !== 'origin' || volume.memory.get(Word.FAILED) !== 0) return;
+  /**
+   * The store is written by address: the file must lie where it lay. False where that cannot be said, since the file system
+   * was unmounted while a helper was looking: what it found at that path then was another file system's.
+   */
+  async #compareExtents(target: Tracked, mounts: readonly MountEntry[]): Promise<boolean> {
+    const { volume, snapshot } = target;
+    if (snapshot.store.kind !== 'origin' || volume.memory.get(Word.FAILED) !== 0) return true;
     const mount = mountsOn(volume.record.device.node, mounts).find((entry) => entry.pid === 0 && entry.root === '/');
     // Mounted in another namespace only, or a part of it: nobody here can look. Writes into the store are still noticed.
-    if (mount === undefined) return;
+    if (mount === undefined) return true;
     const path = `${mount.mountPoint === '/' ? '' : mount.mountPoint}${snapshot.cowFile}`;
-    try {
-      const sizeBytes = snapshot.store.placeCount * 4096;
-      const file = { ...snapshot.file, path };
-      const { extents } = await withHelper(this.#context, [], (helper) => helper.call('extents', { file, sizeBytes }));
-      const now = toStoreExtents(extents, sizeBytes, snapshot.startBytes, volume.record.opened.sizeBytes);
-      if (JSON.stringify(now) !== JSON.stringify(snapshot.store.extents))
-        throw new Error(`${path} lies elsewhere than before`);
-      if (snapshot.file.path !== path) {
-        snapshot.file = file;
+    for (let look = 1; ; look++) {
+      try {
+        await this.#requireExtents(target, path);
+        return true;
+      } catch (error) {
+        const isStillThere = mountsOn(volume.record.device.node).some(
+          ({ pid, mountPoint }) => pid === 0 && mountPoint === mount.mountPoint,
+        );
+        if (!isStillThere) return false;
+        // It may have been unmounted and mounted again meanwhile.
+        if (look < LOOKS) continue;
+        snapshot.failure = messageOf(error);
+        volume.tracer.fail(messageOf(error).includes('ENOENT') ? ENOENT : EUCLEAN);
         await saveRecord(this.#context, volume);
+        return true;
       }
-    } catch (error) {
-      snapshot.failure = messageOf(error);
-      volume.tracer.fail(messageOf(error).includes('ENOENT') ? ENOENT : EUCLEAN);
-      await saveRecord(this.#context, volume);
     }
+  }
+
+  async #requireExtents({ volume, snapshot }: Tracked, path: string): Promise<void> {
+    const sizeBytes = snapshot.store.placeCount * 4096;
+    const file = { ...snapshot.file, path };
+    const { extents } = await withHelper(this.#context, [], (helper) => helper.call('extents', { file, sizeBytes }));
+    const now = toStoreExtents(extents, sizeBytes, snapshot.startBytes, volume.record.opened.sizeBytes);
+    if (JSON.stringify(now) !== JSON.stringify(snapshot.store.extents))
+      throw new Error(`${path} lies elsewhere than before`);
+    if (snapshot.file.path === path) return;
+    snapshot.file = file;
+    await saveRecord(this.#context, volume);
   }
 
   #report({ volume, snapshot }: Tracked, key: string): void {
