@@ -4,7 +4,7 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { describe, it, type TestContext } from 'node:test';
 import * as cowbird from '../src/index.js';
 import { program, traces } from './harness.js';
-import { CANNOT, fill, Lab, MIB, run, succeeds, until } from './lab.js';
+import { CANNOT, fill, Lab, MIB, run, until } from './lab.js';
 
 const MINOR = 170;
 const STORE = { storeBytes: 20 * MIB };
@@ -212,9 +212,11 @@ describe('attach and detach refuse', { skip: CANNOT }, () => {
     const { lab } = await bench(t);
     const loop = (await run('losetup', '-f', '--show', lab.image('other', 20 * MIB))).trim();
     lab.onEnd(() => run('losetup', '-d', loop));
-    const claim = 'import os, sys, time; fd = os.open(sys.argv[1], os.O_RDWR | os.O_EXCL); time.sleep(30)';
-    const stop = program(lab, 'python3', ['-c', claim, loop]);
-    await until('it is claimed', async () => !(await succeeds('mkfs.ext4', '-q', loop)));
+    const claim =
+      'import os, sys, time; fd = os.open(sys.argv[1], os.O_RDWR | os.O_EXCL); open(sys.argv[2], "w"); time.sleep(30)';
+    const isClaimed = lab.path('claimed');
+    const stop = program(lab, 'python3', ['-c', claim, loop, isClaimed]);
+    await until('it is claimed', () => existsSync(isClaimed));
     await refused(lab, 'EBUSY', 16, () => cowbird.attach(loop, { name: 'claimed' }, lab.client));
     await stop();
   });
