@@ -17,6 +17,7 @@ export const PACKAGES = {
     { package: 'systemd', programs: ['systemd-analyze'] },
     { package: 'util-linux', programs: ['addpart', 'blkdiscard', 'setpriv', 'unshare'] },
     { package: 'xfsprogs', programs: ['mkfs.xfs', 'xfs_repair', 'xfs_io'] },
+    { package: 'zsh', programs: ['zsh'] },
     { package: 'zstd', programs: ['zstd'] },
   ],
   bench: [

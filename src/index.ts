@@ -17,6 +17,7 @@ import type {
   DaemonStatus,
   DoctorReport,
   StatusDocument,
+  TakenTogether,
   VolumeInfo,
 } from './control/schema.js';
 import { examineMachine } from './engine/doctor.js';
@@ -50,6 +51,7 @@ export type {
   EventRecord,
   SnapshotStatus,
   StatusDocument,
+  TakenTogether,
   VolumeInfo,
 } from './control/schema.js';
 export type { SkippedRange, VersionRecord } from './repository/manifest.js';
@@ -70,6 +72,17 @@ export interface AttachOptions {
 
 export type DeviceAlias = 'datto' | 'elastio-snap';
 
+/** Commands around the freeze; the daemon runs them as root, by `sh -c`, in `/`. */
+export interface HookOptions {
+  /** Before the file systems are frozen; when it fails nothing is taken. */
+  preFreeze?: string;
+  /** After they are thawed, whatever happened before; may run twice when the engine ends meanwhile. */
+  postThaw?: string;
+  /** Of each of them. @default 30 */
+  hookTimeoutSeconds?: number;
+}
+
+/** How the first snapshot of a volume is taken. */
 export interface SetupOptions {
   /** Memory for the index, in bytes, as dattobd counts it. @default 300 MiB */
   cacheBytes?: number;
@@ -79,6 +92,17 @@ export interface SetupOptions {
   onVolumeOnly?: boolean;
   alias?: DeviceAlias;
   ignoreErrors?: boolean;
+  /** Do not save blocks that are free at T0: they read as zeros, so the snapshot is not the volume bit for bit. */
+  freeAware?: boolean;
+}
+
+export interface NextOptions {
+  /** Size of the COW file in bytes. @default as at setup */
+  storeBytes?: number;
+  /** Refuse a store that is not on the volume itself (dbdctl's rule). */
+  onVolumeOnly?: boolean;
+  /** As {@link SetupOptions.freeAware}; not taken over from the snapshot before. */
+  freeAware?: boolean;
 }
 
 export interface ReloadOptions {
@@ -121,7 +145,7 @@ export async function setupSnapshot(
   device: string,
   cowFile: string,
   minor: number,
-  options: SetupOptions = {},
+  options: SetupOptions & HookOptions = {},
   client: ClientOptions = {},
 ): Promise<string> {
   const params = { device: devicePath(device), cowFile: resolve(cowFile), minor, ...given(options) };
@@ -172,10 +196,47 @@ export async function transitionToIncremental(minor: number, client: ClientOptio
 export async function transitionToSnapshot(
   minor: number,
   cowFile: string,
-  options: { storeBytes?: number; onVolumeOnly?: boolean } = {},
+  options: NextOptions & HookOptions = {},
   client: ClientOptions = {},
 ): Promise<string> {
   return (await call('transitionToSnapshot', { minor, cowFile: resolve(cowFile), ...given(options) }, client)).device;
+}
+
+/** One volume of {@link setupTogether}. */
+export interface SetupOfOne extends SetupOptions {
+  device: string;
+  cowFile: string;
+  minor: number;
+}
+
+/** One series of {@link transitionTogether}. */
+export interface NextOfOne extends NextOptions {
+  minor: number;
+  cowFile: string;
+}
+
+/** Takes the first snapshots of several volumes at one instant: all of them, or none. */
+export async function setupTogether(
+  snapshots: readonly SetupOfOne[],
+  options: HookOptions = {},
+  client: ClientOptions = {},
+): Promise<TakenTogether> {
+  const named = snapshots.map(({ device, cowFile, ...others }) => ({
+    device: devicePath(device),
+    cowFile: resolve(cowFile),
+    ...given(others),
+  }));
+  return call('setupTogether', { snapshots: named, ...given(options) }, client);
+}
+
+/** Takes the next snapshots of several series at one instant: all of them, or none. */
+export async function transitionTogether(
+  snapshots: readonly NextOfOne[],
+  options: HookOptions = {},
+  client: ClientOptions = {},
+): Promise<TakenTogether> {
+  const named = snapshots.map(({ cowFile, ...others }) => ({ cowFile: resolve(cowFile), ...given(others) }));
+  return call('transitionTogether', { snapshots: named, ...given(options) }, client);
 }
 
 /** Sets the index cache; without a size back to the default. */

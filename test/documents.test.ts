@@ -4,6 +4,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { EVENTS, eventNames as eventNamesOfDaemon } from '../src/engine/events.js';
 import { type EventName, STATE_TABLE, type StateName, stateName, stateNumber } from '../src/engine/states.js';
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
@@ -76,6 +77,28 @@ describe('the table of states', () => {
       unverifiedIncremental: 4,
       unverifiedSnapshot: 5,
     });
+  });
+});
+
+describe('the list of events', () => {
+  const source = readdirSync(join(ROOT, 'src'), { recursive: true, encoding: 'utf8' })
+    .filter((name) => name.endsWith('.ts') && !name.endsWith('.test.ts') && !name.endsWith('engine/events.ts'))
+    .map((name) => readFileSync(join(ROOT, 'src', name), 'utf8'))
+    .join('\n');
+
+  it('has every event that the sources emit, and none that they do not', () => {
+    const emitted = new Set([...source.matchAll(/\bevent: '([^']+)'/g)].map(([, name]) => name));
+    assert.deepEqual([...emitted].sort(), eventNamesOfDaemon().sort());
+  });
+
+  it('is printed with its fields and levels in docs/events.md', () => {
+    const page = readFileSync(join(ROOT, 'docs', 'events.md'), 'utf8');
+    for (const name of eventNamesOfDaemon()) {
+      const row = page.split('\n').find((line) => line.startsWith(`| \`${name}\` |`));
+      assert.ok(row !== undefined, name);
+      for (const field of Object.keys(EVENTS[name].fields)) assert.ok(row.includes(`\`${field}\``), `${name} ${field}`);
+      for (const level of EVENTS[name].levels) assert.ok(row.includes(level), `${name} ${level}`);
+    }
   });
 });
 

@@ -7,6 +7,7 @@ import { dirname, join, resolve } from 'node:path';
 import { describe, it, type TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { daemonText } from '../src/cli/tables.js';
+import { ENGINE_PROTOCOL, OLDEST_KEEPER } from '../src/engine/protocol.js';
 import * as cowbird from '../src/index.js';
 import { CANNOT, digestOf, fill, Lab, MIB, run, until } from './lab.js';
 
@@ -58,8 +59,8 @@ class Installed {
   /** Another protocol, which knows no older keeper. */
   replaceByIncompatible(): void {
     this.replace('version.js', cowbird.VERSION, '9.0.0');
-    this.replace('engine/protocol.js', 'ENGINE_PROTOCOL = 1', 'ENGINE_PROTOCOL = 9');
-    this.replace('engine/protocol.js', 'OLDEST_KEEPER = 1', 'OLDEST_KEEPER = 9');
+    this.replace('engine/protocol.js', `ENGINE_PROTOCOL = ${ENGINE_PROTOCOL}`, 'ENGINE_PROTOCOL = 9');
+    this.replace('engine/protocol.js', `OLDEST_KEEPER = ${OLDEST_KEEPER}`, 'OLDEST_KEEPER = 9');
   }
 
   async status(): Promise<cowbird.DaemonStatus> {

@@ -111,6 +111,36 @@ describe('cowbird', () => {
     }
   });
 
+  it('takes several volumes with --together, cut at the first and the last colon, and prints devices and window', async () => {
+    const io = fakeIo({
+      setupTogether: async (snapshots, options) => {
+        assert.deepEqual(options, { preFreeze: 'a b' });
+        assert.deepEqual(snapshots, [
+          { device: '/dev/a', cowFile: '/srv/x:y', minor: 3, storeBytes: 5_242_880 },
+          { device: '/dev/b', cowFile: '/log/.cow', minor: 4, storeBytes: 5_242_880 },
+        ]);
+        return { devices: ['/dev/cowbird3', '/dev/cowbird4'], windowMs: 1.5, freezeMs: 30 };
+      },
+      transitionTogether: async (snapshots) => {
+        assert.deepEqual(snapshots, [{ cowFile: '/srv/next', minor: 3, freeAware: true }]);
+        return { devices: ['/dev/cowbird3'], windowMs: null, freezeMs: null };
+      },
+    });
+    const named = ['/dev/a:/srv/x:y:3', '/dev/b:/log/.cow:4'];
+    assert.equal(await main(['setup-snapshot', '-f', '5', '--together', '--pre-freeze', 'a b', ...named], io), 0);
+    assert.equal(await main(['transition-to-snapshot', '/srv/next:3', '--together', '--free-aware'], io), 0);
+    const second = '/dev/cowbird3\nwindowMs unknown: the engine ended meanwhile\n';
+    assert.equal(io.stdout, `/dev/cowbird3\n/dev/cowbird4\nwindowMs 1.5\n${second}`);
+    for (const argv of [['a:b'], ['a:b:c:x'], ['nothing']])
+      assert.equal(await main(['setup-snapshot', '--together', ...argv], io), 3, argv.join());
+    for (const argv of [
+      ['setup-snapshot', '--together'],
+      ['setup-snapshot', 'a:b:0'],
+      ['transition-to-snapshot', 'a:0'],
+    ])
+      assert.equal(await main(argv, io), 2, argv.join());
+  });
+
   it('refuses bad values with EINVAL before it asks the daemon', async () => {
     for (const argv of [
       ['destroy', '256'],

@@ -6,7 +6,7 @@ import { abortedStatus, type Io, processIo } from './io.js';
 import { reportError, UsageError } from './report.js';
 import { COWBIRD, EXIT } from './spec/cowbird.js';
 import { commandHelp, groupHelp, optionLabel, programHelp } from './spec/help.js';
-import type { CommandSpec } from './spec/types.js';
+import type { CommandSpec, OperandSpec } from './spec/types.js';
 
 /** Runs `cowbird` with these arguments (without node and script) and resolves to the exit code. Never rejects. */
 export async function main(argv: string[], io: Io = processIo()): Promise<number> {
@@ -93,10 +93,9 @@ function addCommand(program: Command, groups: Map<string, Command>, spec: Comman
   }
   const subject = `${COWBIRD.name} ${spec.name}`;
   const command = configure(parent.command(leaf), subject, commandHelp(COWBIRD, spec), run);
-  for (const { name, optional, many } of spec.operands) {
-    const inner = many === true ? `${name}...` : name;
-    command.argument(optional === true ? `[${inner}]` : `<${inner}>`);
-  }
+  // Which operands there are to be is known only when the options are.
+  if (spec.otherForm !== undefined) command.argument('[operands...]');
+  else for (const operand of spec.operands) command.argument(argumentOf(operand));
   for (const option of spec.options) {
     const brackets = option.optionalValue === true ? '[]' : '<>';
     const value = option.value === undefined ? '' : ` ${brackets[0]}${option.value}${brackets[1]}`;
@@ -105,8 +104,29 @@ function addCommand(program: Command, groups: Map<string, Command>, spec: Comman
   }
   command.action(async () => {
     run.subject = subject;
+    requireForm(spec, command);
     run.status = await perform(spec, command, run);
   });
+}
+
+/** Commander's way to write an operand. */
+function argumentOf({ name, optional, many }: OperandSpec): string {
+  const inner = many === true ? `${name}...` : name;
+  return optional === true ? `[${inner}]` : `<${inner}>`;
+}
+
+/** @throws {UsageError} when a command with two forms was not given the operands of the one that it was called in. */
+function requireForm({ name, operands, otherForm }: CommandSpec, command: Command): void {
+  if (otherForm === undefined) return;
+  const option = otherForm.option.long ?? '';
+  const isOther = command.getOptionValue(camelCase(option.replace(/^--/, ''))) === true;
+  const wanted = isOther ? otherForm.operands : operands;
+  const least = wanted.filter(({ optional }) => optional !== true).length;
+  const most = wanted.some(({ many }) => many === true) ? Number.POSITIVE_INFINITY : wanted.length;
+  const { length } = command.args;
+  if (length >= least && length <= most) return;
+  const form = `${isOther ? `${option} ` : ''}${wanted.map(argumentOf).join(' ')}`;
+  throw new UsageError(`${length} operands were given for ${form}; see \`cowbird ${name} --help\``);
 }
 
 async function perform(spec: CommandSpec, command: Command, run: Run): Promise<number> {

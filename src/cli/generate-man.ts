@@ -1,10 +1,11 @@
-/** Writes `man/` and `docs/manual/` from `spec/`: `node dist/src/cli/generate-man.js`. A test compares them with what is committed. */
+/** Writes `man/`, `docs/manual/` and `docs/events.md` from `spec/`: `node dist/src/cli/generate-man.js`. A test compares them with what is committed. */
 import { existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { VERSION } from '../version.js';
 import { COWBIRD } from './spec/cowbird.js';
 import { DBDCTL, ELIOCTL } from './spec/drivers.js';
+import { eventsPage } from './spec/events-page.js';
 import { manPage } from './spec/man.js';
 import { manualPages } from './spec/markdown.js';
 import { UPDATE_IMG } from './spec/update-img.js';
@@ -18,6 +19,7 @@ export function generatedFiles(): Map<string, string> {
   for (const program of [COWBIRD, DBDCTL, ELIOCTL, UPDATE_IMG])
     files.set(`man/${program.name}.8`, manPage(program, VERSION));
   for (const [name, text] of manualPages(COWBIRD)) files.set(`${MANUAL_DIR}/${name}`, text);
+  files.set('docs/events.md', eventsPage());
   return files;
 }
 

@@ -2,13 +2,13 @@
 import * as v from 'valibot';
 import { requestIds } from '../engine/context.js';
 import { Engine } from '../engine/engine.js';
+import type { EventInput } from '../engine/events.js';
 import type { EngineStart } from '../engine/keeper.js';
 import { KeeperLink } from '../engine/keeper-link.js';
 import { lockProgramText, protectEngine } from '../engine/protection.js';
 import { engineReport, REPORT_ARGUMENT, requireKeeper } from '../engine/protocol.js';
 import { parentChannel } from '../engine/rpc.js';
 import type { Keeper } from '../engine/services.js';
-import type { EventInput } from '../engine/types.js';
 import { assert, messageOf } from '../sys/errors.js';
 import { parseParams, unknownOperation } from './params.js';
 import { type Paths, pathsFrom } from './paths.js';
@@ -25,11 +25,13 @@ const dispatch: Dispatch = {
   list: (engine) => engine.list(),
   info: (engine, params) => engine.info(params.minor),
   setupSnapshot: (engine, params) => engine.setupSnapshot(params),
+  setupTogether: (engine, params) => engine.setupTogether(params),
   reloadSnapshot: (engine, params) => engine.reload(params, 'snapshot'),
   reloadIncremental: (engine, params) => engine.reload(params, 'incremental'),
   destroy: (engine, params) => engine.destroy(params.minor),
   transitionToIncremental: (engine, params) => engine.transitionToIncremental(params.minor),
   transitionToSnapshot: (engine, params) => engine.transitionToSnapshot(params),
+  transitionTogether: (engine, params) => engine.transitionTogether(params),
   reconfigure: (engine, params) => engine.reconfigure(params.minor, params.cacheBytes),
   expandCowFile: (engine, params) => engine.expandCowFile(params.minor, params.bytes),
   reconfigureAutoExpand: (engine, params) =>

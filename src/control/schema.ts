@@ -12,20 +12,22 @@ import type {
   DaemonStatus,
   DoctorReport,
   StatusDocument,
+  TakenTogether,
   VolumeInfo,
 } from '../engine/types.js';
 import { AbsolutePath, VOLUME_NAME, WholeNumber } from '../sys/checks.js';
 
+export type { EventInput } from '../engine/events.js';
 export type {
   AttachedVolume,
   ChangesReport,
   DaemonStatus,
   DoctorCheck,
   DoctorReport,
-  EventInput,
   EventRecord,
   SnapshotStatus,
   StatusDocument,
+  TakenTogether,
   VolumeInfo,
 } from '../engine/types.js';
 
@@ -51,6 +53,43 @@ const Device = v.pipe(v.string(), v.excludes('\0', NO_NUL));
 /** Which family of extra device links a snapshot gets beside `/dev/cowbird<minor>`. */
 const DeviceAlias = v.picklist(['datto', 'elastio-snap']);
 
+const SETUP = {
+  device: Device,
+  cowFile: AbsolutePath,
+  minor: Minor,
+  cacheBytes: v.optional(WholeNumber),
+  storeBytes: v.optional(WholeNumber),
+  /** dbdctl's rule: a store that is not on the volume itself is EINVAL. */
+  onVolumeOnly: v.optional(v.boolean()),
+  alias: v.optional(DeviceAlias),
+  /** elioctl's `-i`: accepted and reported; reads of a failed snapshot give EIO all the same (I2). */
+  ignoreErrors: v.optional(v.boolean()),
+  /** Blocks that are free at T0 are not saved, and read as zeros. */
+  freeAware: v.optional(v.boolean()),
+} as const;
+const NEXT = {
+  minor: Minor,
+  cowFile: AbsolutePath,
+  storeBytes: v.optional(WholeNumber),
+  onVolumeOnly: v.optional(v.boolean()),
+  freeAware: v.optional(v.boolean()),
+} as const;
+/** Run by the daemon as root, by `sh -c`: who may call an operation is root already. */
+const HookCommand = v.pipe(
+  v.string(),
+  v.minLength(1),
+  v.excludes('\0', 'a command has no NUL character'),
+  v.maxLength(4096),
+);
+const HOOKS = {
+  preFreeze: v.optional(HookCommand),
+  postThaw: v.optional(HookCommand),
+  /** Of each of them. @default 30 */
+  hookTimeoutSeconds: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(3600))),
+} as const;
+/** As many as there are minors. */
+const severalOf = <T extends v.GenericSchema>(schema: T) => v.pipe(v.array(schema), v.minLength(1), v.maxLength(256));
+
 /** Parameters of every operation that a client may call. All paths are absolute: the client resolves them. */
 export const operations = {
   attach: v.strictObject({
@@ -63,18 +102,9 @@ export const operations = {
   detach: v.strictObject({ volume: VolumeReference }),
   list: v.strictObject({}),
   info: v.strictObject({ minor: v.optional(Minor) }),
-  setupSnapshot: v.strictObject({
-    device: Device,
-    cowFile: AbsolutePath,
-    minor: Minor,
-    cacheBytes: v.optional(WholeNumber),
-    storeBytes: v.optional(WholeNumber),
-    /** dbdctl's rule: a store that is not on the volume itself is EINVAL. */
-    onVolumeOnly: v.optional(v.boolean()),
-    alias: v.optional(DeviceAlias),
-    /** elioctl's `-i`: accepted and reported; reads of a failed snapshot give EIO all the same (I2). */
-    ignoreErrors: v.optional(v.boolean()),
-  }),
+  setupSnapshot: v.strictObject({ ...SETUP, ...HOOKS }),
+  /** The first snapshots of several volumes, at one instant. */
+  setupTogether: v.strictObject({ snapshots: severalOf(v.strictObject(SETUP)), ...HOOKS }),
   reloadSnapshot: v.strictObject({
     device: Device,
     /** Relative to the file system's root with a leading slash, as dattobd has it, or the store's full path elsewhere. */
@@ -94,12 +124,9 @@ export const operations = {
   }),
   destroy: v.strictObject({ minor: Minor }),
   transitionToIncremental: v.strictObject({ minor: Minor }),
-  transitionToSnapshot: v.strictObject({
-    minor: Minor,
-    cowFile: AbsolutePath,
-    storeBytes: v.optional(WholeNumber),
-    onVolumeOnly: v.optional(v.boolean()),
-  }),
+  transitionToSnapshot: v.strictObject({ ...NEXT, ...HOOKS }),
+  /** The next snapshots of several series, at one instant. */
+  transitionTogether: v.strictObject({ snapshots: severalOf(v.strictObject(NEXT)), ...HOOKS }),
   reconfigure: v.strictObject({ minor: Minor, cacheBytes: v.optional(WholeNumber) }),
   expandCowFile: v.strictObject({ minor: Minor, bytes: WholeNumber }),
   reconfigureAutoExpand: v.strictObject({
@@ -125,11 +152,13 @@ export interface OperationResults {
   list: { volumes: VolumeInfo[] };
   info: StatusDocument;
   setupSnapshot: { device: string };
+  setupTogether: TakenTogether;
   reloadSnapshot: Record<string, never>;
   reloadIncremental: Record<string, never>;
   destroy: Record<string, never>;
   transitionToIncremental: Record<string, never>;
   transitionToSnapshot: { device: string };
+  transitionTogether: TakenTogether;
   reconfigure: Record<string, never>;
   expandCowFile: { storeBytes: number };
   reconfigureAutoExpand: Record<string, never>;

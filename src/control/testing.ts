@@ -46,6 +46,8 @@ export async function askSocket(socketPath: string, agent: Agent, ask: Ask): Pro
   return answer;
 }
 
+const HOOKS = { preFreeze: 'true', postThaw: 'true', hookTimeoutSeconds: 5 } as const;
+
 /** Every parameter of every operation, with a value that is right. */
 export const VALID: { [N in OperationName]: Required<OperationParams<N>> } = {
   attach: { origin: '/dev/sdb', name: 'data', workers: 4, readOnly: true, raw: false },
@@ -61,7 +63,10 @@ export const VALID: { [N in OperationName]: Required<OperationParams<N>> } = {
     onVolumeOnly: true,
     alias: 'datto',
     ignoreErrors: false,
+    freeAware: true,
+    ...HOOKS,
   },
+  setupTogether: { snapshots: [{ device: '/dev/loop1', cowFile: '/mnt/.cow', minor: 1 }], ...HOOKS },
   reloadSnapshot: {
     device: '/dev/loop1',
     cowFile: '/.cow',
@@ -73,7 +78,15 @@ export const VALID: { [N in OperationName]: Required<OperationParams<N>> } = {
   reloadIncremental: { device: 'a', cowFile: '/.cow', minor: 255, cacheBytes: 1, alias: 'datto', ignoreErrors: true },
   destroy: { minor: 7 },
   transitionToIncremental: { minor: 7 },
-  transitionToSnapshot: { minor: 7, cowFile: '/mnt/.cow2', storeBytes: 9, onVolumeOnly: false },
+  transitionToSnapshot: {
+    minor: 7,
+    cowFile: '/mnt/.cow2',
+    storeBytes: 9,
+    onVolumeOnly: false,
+    freeAware: false,
+    ...HOOKS,
+  },
+  transitionTogether: { snapshots: [{ minor: 7, cowFile: '/mnt/.cow2' }], ...HOOKS },
   reconfigure: { minor: 7, cacheBytes: 5 },
   expandCowFile: { minor: 7, bytes: 4096 },
   reconfigureAutoExpand: { minor: 7, stepBytes: 0, reservedBytes: 1 },

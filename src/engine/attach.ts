@@ -134,7 +134,7 @@ function ownFiles(context: EngineContext): string[] {
 }
 
 /** Detaches a volume: refused while it is tracked, mounted or open. */
-export async function detachVolume(context: EngineContext, reference: string): Promise<void> {
+export async function detachVolume(context: EngineContext, reference: string): Promise<string> {
   const volume = findVolume(context, reference);
   if (volume === undefined)
     throw new CowbirdError('ENOENT', `No volume ${reference} is attached: \`cowbird list\` shows what is`);
@@ -157,6 +157,7 @@ export async function detachVolume(context: EngineContext, reference: string): P
     },
   );
   await removeVolume(context, volume, true);
+  return name;
 }
 
 /**
@@ -205,7 +206,7 @@ export function saveAttached(context: EngineContext): void {
 }
 
 /** Writes a file of ours so that it is the old one or the new one, whatever happens: aside, fsync, rename, fsync. */
-export function writeDurably(path: string, text: string): void {
+export function writeDurably(path: string, text: string | Uint8Array): void {
   const directory = join(path, '..');
   mkdirSync(directory, { recursive: true, mode: 0o700 });
   const aside = `${path}.new`;

@@ -4,17 +4,18 @@
  */
 import type { ChildProcess } from 'node:child_process';
 import { createInterface } from 'node:readline';
-import type { EventInput } from './types.js';
+import type { EventInput } from './events.js';
 
+const OUTPUT_OF = { engine: { event: 'engine.output' }, helper: { event: 'helper.output' } } as const;
 const LINE_CHARACTERS_MAX = 2_000;
 
-export function reportOutput(child: ChildProcess, who: string, report: (event: EventInput) => void): void {
+export function reportOutput(child: ChildProcess, who: 'engine' | 'helper', report: (event: EventInput) => void): void {
   for (const input of [child.stdout, child.stderr]) {
     if (input === null) continue;
     // A pipe's end is all that there is to know of an error.
     input.on('error', () => undefined);
     createInterface({ input }).on('line', (line) =>
-      report({ event: `${who}.output`, level: 'warning', message: `${who}: ${line.slice(0, LINE_CHARACTERS_MAX)}` }),
+      report({ ...OUTPUT_OF[who], level: 'warning', message: `${who}: ${line.slice(0, LINE_CHARACTERS_MAX)}` }),
     );
   }
 }

@@ -1,6 +1,6 @@
 /** Making the COW file of a tracked volume clean, so that tracking can go on after the daemon has ended. */
 import { originFingerprint } from '../cow/fingerprint.js';
-import { errnoOfError, messageOf } from '../sys/errors.js';
+import { codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 import { goClean } from '../tracer/cleaning.js';
 import type { StoreOnDevice } from '../tracer/index-io.js';
 import { HeaderState, Mode, Word } from '../tracer/layout.js';
@@ -66,6 +66,8 @@ export async function makeClean(context: EngineContext, target: Tracked): Promis
       level: 'error',
       message: `The COW file of minor ${snapshot.minor} could not be made clean: ${messageOf(error)}`,
       minor: snapshot.minor,
+      errno: errnoOfError(error),
+      code: codeOf(errnoOfError(error)),
     });
     return false;
   }

@@ -3,10 +3,10 @@ import { AsyncLocalStorage } from 'node:async_hooks';
 import { lstatSync, mkdirSync, renameSync, rmSync, symlinkSync, unlinkSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
+import type { EventInput } from './events.js';
 import type { Pool } from './pool.js';
 import type { HelperSession, Keeper } from './services.js';
 import { isDeadLink, targetOf } from './stale.js';
-import type { EventInput } from './types.js';
 import type { Volume } from './volume.js';
 
 export interface EnginePaths {

@@ -18,6 +18,21 @@ describe('the examination of a machine', () => {
     assert.deepEqual(warnings, ['kernel: 6.1: no FUSE_NOTIFY_RESEND; Linux 6.9 or later']);
   });
 
+  it('tells of each way of seeing writes whether it works here, and else why not and what to do', () => {
+    const ways = examineMachine().filter(({ name }) => name.startsWith('way: '));
+    assert.deepEqual(
+      ways.map(({ name }) => name),
+      ['way: interposed', 'way: live', 'way: device mapper'],
+    );
+    for (const { status, detail, fix } of ways)
+      if (status !== 'ok') assert.ok(detail.includes('no ') && fix !== undefined);
+  });
+
+  it('names the limits that a daemon may meet', () => {
+    const limits = examineMachine().flatMap(({ name }) => (name.startsWith('limit: ') ? [name.slice(7)] : []));
+    assert.deepEqual(limits, ['locked memory', 'descriptors', 'loop devices', 'FUSE request']);
+  });
+
   it('gives each check a verdict, and what to do where it is not good', () => {
     const checks = examineMachine();
     assert.ok(checks.length > 5);

@@ -4,6 +4,8 @@ import { release } from 'node:os';
 import { type MemoryLimit, memoryLimitOf } from '../sys/cgroup.js';
 import { messageOf } from '../sys/errors.js';
 import { trySetIoFlusher } from '../sys/libc.js';
+import { checkLimits } from './doctor-limits.js';
+import { checkPackages, checkWays } from './doctor-ways.js';
 import type { DoctorCheck } from './types.js';
 
 const RESEND_KERNEL = [6, 9] as const;
@@ -20,6 +22,9 @@ export function examineMachine(): DoctorCheck[] {
     checkIoFlusher(),
     checkMemoryLimit(memoryLimitOf('self'), trySetIoFlusher()),
     checkTracing(),
+    ...checkLimits(),
+    ...checkWays(),
+    ...checkPackages(),
   ];
 }
 

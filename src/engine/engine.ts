@@ -12,19 +12,26 @@ import { type EngineContext, type EnginePaths, Mutex } from './context.js';
 import { abandonDevice } from './devices.js';
 import { takeFailPoint } from './fail-points.js';
 import { expandCowFile, growWhereLow, reconfigureAutoExpand } from './grow.js';
+import type { HookParams } from './hooks.js';
 import { mountsOn, refuseInUse } from './lookup.js';
-import type { Outcome } from './pending.js';
 import { Pool } from './pool.js';
 import type { VolumeRecord } from './records.js';
 import { type ReloadParams, reload } from './reload.js';
 import { serveAgain, settleAll } from './resume.js';
 import { loadAttached } from './saved-state.js';
 import type { Keeper } from './services.js';
-import { type SetupParams, setupSnapshot } from './setup.js';
+import type { Outcome } from './settling.js';
+import { type SetupParams, setupSnapshot, setupTogether } from './setup.js';
 import { changesReport, describeAttached, describeVolume, StatusFile, statusDocument } from './status.js';
 import { closeSnapshotDevice, DEFAULT_CACHE_BYTES, requireTransition, saveRecord, tracked } from './tracking.js';
-import { destroy, type ToSnapshotParams, transitionToIncremental, transitionToSnapshot } from './transitions.js';
-import type { AttachedVolume, ChangesReport, StatusDocument, VolumeInfo } from './types.js';
+import {
+  destroy,
+  type ToSnapshotParams,
+  transitionTogether,
+  transitionToIncremental,
+  transitionToSnapshot,
+} from './transitions.js';
+import type { AttachedVolume, ChangesReport, StatusDocument, TakenTogether, VolumeInfo } from './types.js';
 import type { Volume } from './volume.js';
 import { Watch } from './watch.js';
 
@@ -187,8 +194,8 @@ export class Engine {
   }
 
   async detach(reference: string): Promise<Record<string, never>> {
-    await this.#change(() => detachVolume(this.#context, reference));
-    this.#context.emit({ event: 'volume.detached', level: 'info', message: `${reference} is detached` });
+    const name = await this.#change(() => detachVolume(this.#context, reference));
+    this.#context.emit({ event: 'volume.detached', level: 'info', message: `${reference} is detached`, volume: name });
     return {};
   }
 
@@ -203,8 +210,16 @@ export class Engine {
     return statusDocument(this.#context.volumes.values(), minor);
   }
 
-  setupSnapshot(params: SetupParams): Promise<{ device: string }> {
+  setupSnapshot(params: SetupParams & HookParams): Promise<{ device: string }> {
     return this.#change(() => setupSnapshot(this.#context, params));
+  }
+
+  setupTogether(params: { snapshots: SetupParams[] } & HookParams): Promise<TakenTogether> {
+    return this.#change(() => setupTogether(this.#context, params));
+  }
+
+  transitionTogether(params: { snapshots: ToSnapshotParams[] } & HookParams): Promise<TakenTogether> {
+    return this.#change(() => transitionTogether(this.#context, params));
   }
 
   async reload(params: ReloadParams, mode: 'snapshot' | 'incremental'): Promise<Record<string, never>> {
@@ -222,7 +237,7 @@ export class Engine {
     return {};
   }
 
-  transitionToSnapshot(params: ToSnapshotParams): Promise<{ device: string }> {
+  transitionToSnapshot(params: ToSnapshotParams & HookParams): Promise<{ device: string }> {
     return this.#change(() => transitionToSnapshot(this.#context, params));
   }
 
@@ -295,6 +310,7 @@ export class Engine {
         event: 'volume.forced',
         level: 'error',
         message: `${volume.record.name} was ended while in use (${where.join(', ') || messageOf(error)}): it gives I/O errors from now on`,
+        volume: volume.record.name,
         errno: errnoOfError(error),
       });
     }

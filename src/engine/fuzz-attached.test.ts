@@ -8,10 +8,10 @@ import { after, beforeEach, describe, it } from 'node:test';
 import fc from 'fast-check';
 import { CowbirdError } from '../sys/errors.js';
 import { Engine } from './engine.js';
+import type { EventInput } from './events.js';
 import type { SavedVolume } from './records.js';
 import { attachedPath, decodeAttached, loadAttached } from './saved-state.js';
 import type { Keeper } from './services.js';
-import type { EventInput } from './types.js';
 
 const stateDir = mkdtempSync(join(tmpdir(), 'cowbird-attached-'));
 after(() => rmSync(stateDir, { recursive: true }));

@@ -10,9 +10,9 @@ import { dataOffsetBytes } from '../cow/geometry.js';
 import { decodeHeader, encodeHeader } from '../cow/header.js';
 import { CowbirdError } from '../sys/errors.js';
 import { StoreMap } from '../tracer/store-map.js';
+import type { EventInput } from './events.js';
 import type { SavedSeries } from './records.js';
 import { checksumOf, decodeSeries, encodeSeries, findSeries, requireHeader, seriesPath } from './saved-state.js';
-import type { EventInput } from './types.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'cowbird-state-'));
 after(() => rmSync(folder, { recursive: true }));

@@ -2,7 +2,7 @@
  * Growing the COW file of an active snapshot.
  *
  * On the volume itself the new blocks were the user's at T0: they may hold what the snapshot must still show. So before the
- * store may use one, its contents are looked at: saved already, or all zeros, and it is free; anything else stays where it
+ * store may use one, its contents are looked at: saved already, free at T0, or all zeros, and it is free; anything else stays where it
  * is, as the saved copy of itself (its index entry names its own place). That costs no I/O and no space elsewhere.
  *
  * No worker ever waits for growth. It is asked for early; if the store is full first, the snapshot fails.
@@ -98,7 +98,7 @@ async function grow(context: EngineContext, target: Tracked, bytes: number, rese
       const placeCount = Math.floor(toBytes / BLOCK_BYTES);
       const gained = immutable ? await keepInPlace(volume, store, extents) : [runAfter(store, placeCount)];
       const slots = [...store.slots, ...gained.filter((run) => run.count > 0)];
-      const config: StoreConfig = { kind: store.kind, extents, slots, placeCount };
+      const config: StoreConfig = { ...store, extents, slots, placeCount };
       const next: SnapshotRecord = { ...snapshot, store: config, storeBytes: toBytes };
       await ensureDirty(volume);
       await describeSwitch(context, volume, { kind: 'grow', before: store, store: config }, next);
@@ -159,7 +159,7 @@ async function keepInPlace(volume: Volume, before: StoreConfig, extents: readonl
           const block = extent.block + at + i;
           const place = extent.place + at + i;
           const start = i * BLOCK_BYTES;
-          if (!memory.isMarked(block) && !isZero(buffer.bytes, start, start + BLOCK_BYTES))
+          if (memory.isToBeSaved(block) && !isZero(buffer.bytes, start, start + BLOCK_BYTES))
             memory.setEntry(block, place);
           else addPlace(runs, place);
         }

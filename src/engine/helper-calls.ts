@@ -72,6 +72,22 @@ export interface HelperCalls {
     };
     result: null;
   };
+  /** Sets a bit for each block that is free as a whole. `memoryFd`: inherited; `mapOffset`: of the map in it. */
+  mapFree: {
+    params: {
+      memoryFd: number;
+      mapOffset: number;
+      mapBytes: number;
+      blockCount: number;
+      fileSystems: Array<{ mountPoint: string; startBytes: number }>;
+    };
+    result: { blocks: number; durationMs: number };
+  };
+  /** Runs a command with a time limit; `end` says in words how it ended. */
+  runHook: {
+    params: { command: string; environment: Record<string, string>; timeoutSeconds: number };
+    result: { ok: boolean; end: string; output: string; durationMs: number };
+  };
   /** Opens and syncs the mounts, so that the freeze itself is short. */
   prepareFreeze: {
     /** `gates`: memory of the volumes concerned, inherited; opened before a thaw that nobody asked for. */

@@ -37,7 +37,8 @@ export function prepareFreeze(params: HelperCalls['prepareFreeze']['params']): n
   return null;
 }
 
-function openMount(mountPoint: string): number {
+/** Opens a mount point, which may be a file. */
+export function openMount(mountPoint: string): number {
   return libc.open(mountPoint, libc.O_RDONLY + (statSync(mountPoint).isDirectory() ? libc.O_DIRECTORY : 0));
 }
 

@@ -23,10 +23,10 @@ import { basename, dirname, join, relative } from 'node:path';
 import { decodeHeader } from '../cow/header.js';
 import { encodeEntriesFromBitmap } from '../cow/index-codec.js';
 import { deviceNumber, deviceNumbersOn } from '../sys/blkdev.js';
-import { assert, CowbirdError, errnoOfError } from '../sys/errors.js';
+import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import { type FileExtent, fileExtents, isRealtimeFile, setImmutable } from '../sys/fsfile.js';
 import * as libc from '../sys/libc.js';
-import { type MountEntry, ownMounts } from '../sys/mounts.js';
+import { type MountEntry, mountOf, ownMounts } from '../sys/mounts.js';
 import { BLOCK_BYTES, VolumeMemory } from '../tracer/layout.js';
 import type { CreatedStore, HelperCalls, StoreFile } from './helper-calls.js';
 
@@ -109,7 +109,7 @@ function refuseExisting(path: string): void {
 /** Whether the file will lie on the volume, and refuses the places that would wait for themselves. */
 function placeOf(params: Params<'createStore'>): Pick<CreatedStore, 'kind' | 'mountPoint' | 'startBytes'> {
   const directory = realpathSync(dirname(params.path));
-  const mount = mountOf(directory);
+  const mount = mountOf(directory, ownMounts());
   const dev = deviceNumber(statSync(directory).dev);
   const own = deviceNumbersOn(params.node).find(({ number, name }) => isOn(mount, dev, number, name));
   if (own !== undefined) {
@@ -149,18 +149,6 @@ function placeOf(params: Params<'createStore'>): Pick<CreatedStore, 'kind' | 'mo
 
 function isOn(mount: MountEntry, dev: string, number: string, name: string): boolean {
   return number === dev || number === mount.device || mount.source === `/dev/${name}`;
-}
-
-/** The mount that a path lies on: the longest mount point above it, the last one where several are stacked. */
-function mountOf(path: string): MountEntry {
-  let best: MountEntry | undefined;
-  for (const entry of ownMounts()) {
-    const inside = relative(entry.mountPoint, path);
-    const covers = inside === '' || (!inside.startsWith('..') && !inside.startsWith('/'));
-    if (covers && (best === undefined || entry.mountPoint.length >= best.mountPoint.length)) best = entry;
-  }
-  assert(best !== undefined, `${path} lies on a mounted file system`);
-  return best;
 }
 
 function refuseTooLarge(path: string, sizeBytes: number): void {

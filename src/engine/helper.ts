@@ -15,6 +15,7 @@ import * as libc from '../sys/libc.js';
 import { ownMounts } from '../sys/mounts.js';
 import { VERSION } from '../version.js';
 import type { HelperCall, HelperCalls } from './helper-calls.js';
+import { mapFree } from './helper-free.js';
 import {
   endFreeze,
   freezePrepared,
@@ -24,6 +25,7 @@ import {
   thawAfterDeath,
   thawAll,
 } from './helper-freeze.js';
+import { endHook, runHook } from './helper-hook.js';
 import {
   closeStore,
   createStore,
@@ -46,7 +48,8 @@ const MS_NOSUID_NODEV = 6;
 const MS_NOATIME = 1024;
 const MS_REC_PRIVATE = 0x44000;
 
-type Implementation = { [N in HelperCall]: (params: HelperCalls[N]['params']) => HelperCalls[N]['result'] };
+type Answer<N extends HelperCall> = HelperCalls[N]['result'] | Promise<HelperCalls[N]['result']>;
+type Implementation = { [N in HelperCall]: (params: HelperCalls[N]['params']) => Answer<N> };
 
 const calls: Implementation = {
   mountFuse({ target, fuseFd }) {
@@ -112,6 +115,8 @@ const calls: Implementation = {
   truncateStore,
   growStore,
   closeStore,
+  mapFree,
+  runHook,
   prepareFreeze,
   freeze: freezePrepared,
   thaw() {
@@ -132,7 +137,7 @@ function isHelperCall(name: string): name is HelperCall {
 }
 
 /** The parent is our own engine: names are checked here, parameters by the types at both ends. */
-function run<N extends HelperCall>(name: N, params: HelperCalls[N]['params']): HelperCalls[N]['result'] {
+function run<N extends HelperCall>(name: N, params: HelperCalls[N]['params']): Answer<N> {
   return calls[name](params);
 }
 
@@ -154,6 +159,7 @@ onHang(() => {
   keeper.call('engineHangs', {}).catch(() => undefined);
 });
 channel.onEnd(() => {
+  endHook();
   endFreeze();
   removeNotKept();
   process.exit(0);

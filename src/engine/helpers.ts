@@ -8,10 +8,10 @@ import { type ChildProcess, fork } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { CowbirdError, messageOf } from '../sys/errors.js';
 import { reportOutput } from './child-output.js';
+import type { EventInput } from './events.js';
 import { sameName } from './process-name.js';
 import { ENGINE_PROTOCOL } from './protocol.js';
 import { childChannel, Rpc } from './rpc.js';
-import type { EventInput } from './types.js';
 
 /** How long the helpers of a dead engine may take to clean up behind them. */
 const LEAVE_MS_MAX = 10_000;

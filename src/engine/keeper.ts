@@ -12,15 +12,15 @@ import { type ChildProcess, fork } from 'node:child_process';
 import { CowbirdError, messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { reportOutput } from './child-output.js';
+import type { EventInput } from './events.js';
 import { Helpers } from './helpers.js';
 import { openOrigin, openStore } from './origins.js';
-import type { Outcome } from './pending.js';
 import { sameName } from './process-name.js';
 import { ENGINE_PROTOCOL } from './protocol.js';
 import type { VolumeRecord } from './records.js';
 import { ChannelEnded, childChannel, Rpc } from './rpc.js';
 import type { DoneOperation, KeeperCall, KeeperCalls } from './services.js';
-import type { EventInput } from './types.js';
+import type { Outcome } from './settling.js';
 
 /** First pause before a dead engine is started again; doubled up to the longest. */
 const BACKOFF_MS_MIN = 10;
@@ -282,6 +282,12 @@ export class EngineKeeper {
     if (this.#owned.delete(fd)) libc.close(fd);
   }
 
+  #put(volumes: VolumeRecord[], done: DoneOperation | undefined): null {
+    for (const volume of volumes) this.#volumes.set(volume.id, volume);
+    if (done !== undefined) this.#done.set(done.requestId, done);
+    return null;
+  }
+
   readonly #calls: Implementation = {
     openOrigin: async ({ path, readOnly, raw }) => {
       const opened = openOrigin(path, readOnly, raw);
@@ -302,11 +308,8 @@ export class EngineKeeper {
       for (const fd of fds) this.#close(fd);
       return null;
     },
-    putVolume: async ({ volume, done }) => {
-      this.#volumes.set(volume.id, volume);
-      if (done !== undefined) this.#done.set(done.requestId, done);
-      return null;
-    },
+    putVolume: async ({ volume, done }) => this.#put([volume], done),
+    putVolumes: async ({ volumes, done }) => this.#put(volumes, done),
     dropVolume: async ({ id, done }) => {
       this.#volumes.delete(id);
       if (done !== null) this.#done.set(done.requestId, done);

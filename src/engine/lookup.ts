@@ -20,13 +20,16 @@ export function isMountedWritable(entries: readonly MountEntry[]): boolean {
   return entries.some((entry) => !entry.readOnlySuper);
 }
 
-/** One mount point of each file system that is mounted read-write: what has to be frozen. */
+/** One mount of each file system that is mounted read-write. */
+export function freezeMounts(entries: readonly MountEntry[]): MountEntry[] {
+  const found = new Map<string, MountEntry>();
+  for (const entry of entries) if (!entry.readOnlySuper && !found.has(entry.device)) found.set(entry.device, entry);
+  return [...found.values()];
+}
+
+/** Paths of {@link freezeMounts}: what has to be frozen. */
 export function freezePoints(entries: readonly MountEntry[]): string[] {
-  const points = new Map<string, string>();
-  for (const entry of entries) {
-    if (!entry.readOnlySuper && !points.has(entry.device)) points.set(entry.device, pathOfMount(entry));
-  }
-  return [...points.values()];
+  return freezeMounts(entries).map(pathOfMount);
 }
 
 /** EBUSY, naming the holder, when a node is mounted or open. Waits up to 2 s for short visitors. */

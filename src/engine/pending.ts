@@ -11,28 +11,42 @@
  *   `announce`                from here on the record names the file: undoing removes it, or cuts it to its old length
  *   descriptors in the keeper closed by the keeper when no record names them
  *   file system frozen        the helper thaws when its parent goes, or after its time
+ *   a hook before the freeze  the one after the thaw is run, by whoever settles the operation (`hooks.ts`)
  *   the switch                applied again from its beginning (`tracer/switches.ts`)
  *   `commit`                  the record is the next one
  *   finishing                 each step may be done again
  *   `conclude`                the record has nothing pending, and the keeper knows the result
  *   the answer                the keeper knows it, even if the engine dies before it is sent
+ *
+ * Several volumes at one instant: each has its own pending operation, which names them all (`together`). All are described in
+ * one message, before the freeze; all gates are closed before the first word of the first switch changes, and the first one
+ * opens behind the last word of the last. So one SWITCH word that is not BEFORE says that all were ready and nothing was
+ * written since: the next engine makes the other switches before it serves any of them, and all are finished. No such word,
+ * and all are undone. They are concluded in one message, too.
  */
 import { rmSync } from 'node:fs';
 import { dataOffsetBytes } from '../cow/geometry.js';
 import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { SwitchState, Word } from '../tracer/layout.js';
-import { applySwitch, type Switch } from '../tracer/switches.js';
+import { applySwitch, markOtherView, type Switch } from '../tracer/switches.js';
 import { currentRequestId, type EngineContext, type Undo, undoing, withHelper } from './context.js';
 import { failPoint } from './fail-points.js';
+import { removeFreeBlocks, saveFreeBlocks } from './free-blocks.js';
 import type { StoreFile } from './helper-calls.js';
 import { mountsOn } from './lookup.js';
 import type { PendingOperation, SnapshotRecord } from './records.js';
 import { seriesPath } from './saved-state.js';
 import { saveSeries } from './series.js';
-import type { DoneOperation } from './services.js';
 import { closeOldFile } from './store-close.js';
-import { clearMemory, configureStore, openSnapshotDevice, saveRecord } from './tracking.js';
+import {
+  clearMemory,
+  configureStore,
+  type FreezeTimes,
+  openSnapshotDevice,
+  saveRecord,
+  saveRecords,
+} from './tracking.js';
 import type { Volume } from './volume.js';
 
 /** Tells the keeper what undoing the operation takes, before anything is to be undone. */
@@ -62,6 +76,15 @@ async function forget(context: EngineContext, volume: Volume): Promise<void> {
   await saveRecord(context, volume);
 }
 
+/** What the switch of a volume will be. */
+export interface DescribedSwitch {
+  volume: Volume;
+  change: Switch;
+  next: SnapshotRecord | null;
+  /** Of an end: the COW file stays. */
+  leaveFile?: boolean;
+}
+
 /** What the switch will be. Announced, so that from the first changed word on it can be finished by anybody. */
 export async function describeSwitch(
   context: EngineContext,
@@ -70,11 +93,26 @@ export async function describeSwitch(
   next: SnapshotRecord | null,
   leaveFile = false,
 ): Promise<void> {
-  const { pending, snapshot } = volume.record;
-  const base = pending ?? { requestId: currentRequestId(), undo: null, old: snapshot };
-  volume.memory.set(Word.SWITCH, SwitchState.BEFORE);
-  volume.record.pending = { ...base, change, next, leaveFile };
-  await saveRecord(context, volume);
+  await describeSwitches(context, [{ volume, change, next, leaveFile }]);
+}
+
+/** {@link describeSwitch} for several volumes; `extra` is kept with each, `postThaw` with the first. */
+export async function describeSwitches(
+  context: EngineContext,
+  parts: readonly DescribedSwitch[],
+  { postThaw, ...extra }: Pick<PendingOperation, 'together' | 'postThaw'> = {},
+): Promise<void> {
+  parts.forEach(({ volume, change, next, leaveFile = false }, i) => {
+    const { pending, snapshot } = volume.record;
+    const base = pending ?? { requestId: currentRequestId(), undo: null, old: snapshot };
+    volume.memory.set(Word.SWITCH, SwitchState.BEFORE);
+    const hook = i === 0 && postThaw !== undefined ? { postThaw } : {};
+    volume.record.pending = { ...base, change, next, leaveFile, ...extra, ...hook };
+  });
+  await saveRecords(
+    context,
+    parts.map(({ volume }) => volume),
+  );
   failPoint('described');
 }
 
@@ -118,46 +156,79 @@ export async function endTracking(context: EngineContext, volume: Volume, leaveF
 
 /** What an operation answers, and what of its last part did not succeed, in words. */
 export interface Finished {
-  result: Record<string, string | number>;
+  result: Record<string, string | number | string[] | null>;
   problem?: { code: string; message: string };
 }
 
 /** Everything behind the switch. May be done again from its beginning. */
-export async function finish(context: EngineContext, volume: Volume): Promise<Finished> {
-  const { pending } = volume.record;
-  if (pending === null || pending.change === null) throw new Error('A switch is described before it is finished');
-  await saveRecord(context, volume);
+export function finish(context: EngineContext, volume: Volume): Promise<Finished> {
+  return finishAll(context, [volume], undefined);
+}
+
+/** {@link finish} for all volumes of an operation. `times`: of the freeze, where this engine made the switch. */
+export async function finishAll(
+  context: EngineContext,
+  volumes: readonly Volume[],
+  times: FreezeTimes | undefined,
+): Promise<Finished> {
+  await saveRecords(context, volumes);
   failPoint('committed');
-  const finished = await finishKind(context, volume, pending);
-  failPoint('finished');
-  await conclude(context, volume, pending, finished);
+  const parts: Finished[] = [];
+  for (const volume of volumes) {
+    const { pending } = volume.record;
+    if (pending === null || pending.change === null) throw new Error('A switch is described before it is finished');
+    parts.push(await finishKind(context, volume, pending));
+    failPoint('finished');
+  }
+  const finished = volumes[0]?.record.pending?.together === undefined ? parts[0] : joined(parts, times);
+  if (finished === undefined) throw new Error('An operation has a volume');
+  await conclude(context, volumes, finished);
   return finished;
 }
 
-async function conclude(
-  context: EngineContext,
-  volume: Volume,
-  pending: PendingOperation,
-  finished: Finished,
-): Promise<void> {
-  volume.record.pending = null;
-  const done = { requestId: pending.requestId, ...finished };
-  await context.keeper.call('putVolume', { volume: volume.record, done });
-  const stores = [pending.old?.storeFd, pending.next?.storeFd].filter((fd) => fd != null);
-  const fds = stores.filter((fd) => fd !== volume.record.snapshot?.storeFd);
-  if (fds.length > 0) await context.keeper.call('closeFds', { fds });
-  // Not before: finishing again would have written an empty list of changes.
-  if (pending.change?.kind === 'next') clearMemory(volume, { index: false, maps: [pending.change.closedMap] });
+/** The answer of an operation on several volumes, in the order in which they were named. */
+function joined(parts: readonly Finished[], times: FreezeTimes | undefined): Finished {
+  const result = {
+    devices: parts.map((part) => String(part.result['device'] ?? '')),
+    windowMs: times?.windowMs ?? null,
+    freezeMs: times?.freezeMs ?? null,
+  };
+  const problems = parts.flatMap(({ problem }) => (problem === undefined ? [] : [problem]));
+  const [first] = problems;
+  if (first === undefined) return { result };
+  return { result, problem: { code: first.code, message: problems.map(({ message }) => message).join('; ') } };
+}
+
+async function conclude(context: EngineContext, volumes: readonly Volume[], finished: Finished): Promise<void> {
+  const concluded = volumes.map((volume) => ({ volume, pending: volume.record.pending }));
+  const requestId = concluded[0]?.pending?.requestId ?? 0;
+  for (const volume of volumes) volume.record.pending = null;
+  await saveRecords(context, volumes, { requestId, ...finished });
+  failPoint('concluded');
+  for (const { volume, pending } of concluded) {
+    const stores = [pending?.old?.storeFd, pending?.next?.storeFd].filter((fd) => fd != null);
+    const fds = stores.filter((fd) => fd !== volume.record.snapshot?.storeFd);
+    if (fds.length > 0) await context.keeper.call('closeFds', { fds });
+    // Not before: finishing again would have written an empty list of changes.
+    if (pending?.change?.kind === 'begin') clearMemory(volume, { index: false, maps: [], noted: true });
+    if (pending?.change?.kind === 'next') {
+      const { closedMap } = pending.change;
+      clearMemory(volume, { index: false, maps: [closedMap], free: [closedMap], noted: true });
+    }
+  }
 }
 
 async function finishKind(context: EngineContext, volume: Volume, pending: PendingOperation): Promise<Finished> {
   const { change, old } = pending;
   switch (change?.kind) {
     case 'begin':
+      saveFreeBlocks(context, volume);
       saveSeries(context, volume, undefined);
       return withDevice(context, volume);
     case 'next': {
+      markOtherView(volume.memory, change);
       const problem = old === null ? undefined : await closeOldFile(context, volume, old, change.closedMap);
+      saveFreeBlocks(context, volume);
       saveSeries(context, volume, undefined);
       const finished = await withDevice(context, volume);
       return problem === undefined ? finished : { ...finished, problem };
@@ -171,7 +242,7 @@ async function finishKind(context: EngineContext, volume: Volume, pending: Pendi
       saveSeries(context, volume, undefined);
       return { result: { storeBytes: volume.record.snapshot?.storeBytes ?? 0 } };
     case 'end':
-      clearMemory(volume, { index: true, maps: [0, 1] });
+      clearMemory(volume, { index: true, maps: [0, 1], free: [0, 1], noted: true });
       if (old !== null) await endSeries(context, volume, old, pending.leaveFile);
       return { result: {} };
     default:
@@ -216,6 +287,7 @@ async function endSeries(
   leaveFile: boolean,
 ): Promise<void> {
   rmSync(seriesPath(context.paths.stateDir, old.uuid), { force: true });
+  if (old.uuid !== '') removeFreeBlocks(context.paths.stateDir, old.uuid);
   await removeOrRelease(context, volume, old, leaveFile).catch((error: unknown) =>
     context.emit({
       event: 'store.left',
@@ -243,50 +315,6 @@ async function removeOrRelease(
     } else {
       await helper.call('clearImmutableUnmounted', { node, fsType: old.fsType, pathInside: old.cowFile });
     }
-  });
-}
-
-/** Before a new engine serves a volume: a switch that was begun is made. True when the operation is to be finished. */
-export function resumeSwitch(volume: Volume): boolean {
-  const { memory, record } = volume;
-  const change = record.pending?.change ?? null;
-  if (record.pending === null || change === null || memory.get(Word.SWITCH) === SwitchState.BEFORE) return false;
-  if (memory.get(Word.SWITCH) === SwitchState.WITHIN) applySwitch(memory, change);
-  record.snapshot = record.pending.next;
-  return true;
-}
-
-/** What became of an operation that its engine's end cut off. */
-export type Outcome =
-  | { kind: 'finished'; finished: Omit<DoneOperation, 'requestId'> }
-  | { kind: 'undone' }
-  | { kind: 'failed'; message: string };
-
-/** Finishes or undoes what a dead engine had in hand, once the volume is served again. */
-export async function settle(context: EngineContext, volume: Volume, isSwitched: boolean): Promise<Outcome> {
-  const { pending, name } = volume.record;
-  if (pending === null) return { kind: 'undone' };
-  try {
-    if (isSwitched) return { kind: 'finished', finished: await finish(context, volume) };
-    if (pending.undo !== null) await undoFile(context, pending.undo);
-    await forget(context, volume);
-    return { kind: 'undone' };
-  } catch (error) {
-    volume.record.pending = null;
-    await saveRecord(context, volume);
-    const what = isSwitched ? 'took effect, but could not be completed' : 'could not be undone wholly';
-    const message = `The operation on ${name} was cut off by the engine's end; it ${what}: ${messageOf(error)}`;
-    context.emit({ event: 'operation.cutOff', level: 'error', message, volume: name });
-    return { kind: 'failed', message };
-  }
-}
-
-async function undoFile(context: EngineContext, undo: NonNullable<PendingOperation['undo']>): Promise<void> {
-  await withHelper(context, [], async (helper) => {
-    const { file } = undo;
-    if (!(await helper.call('isStore', { file })).present) return;
-    if (undo.kind === 'unlink') await helper.call('unlinkStore', { file });
-    else await helper.call('truncateStore', { file, lengthBytes: undo.lengthBytes, immutable: undo.immutable });
   });
 }
 

@@ -8,7 +8,7 @@ import { groupsOf, leaveMemoryLimit, memoryLimitOf } from '../sys/cgroup.js';
 import { messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { type FileRange, programText } from '../sys/maps.js';
-import type { EventInput } from './types.js';
+import type { EventInput } from './events.js';
 
 /** With this in the daemon's environment it stays in the memory group that it is put into, whatever comes of it. */
 const STAYS = process.env['COWBIRD_KEEP_CGROUP'] === '1';

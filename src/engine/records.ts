@@ -52,11 +52,21 @@ export interface SnapshotRecord {
   autoExpand: AutoExpand | null;
   alias: 'datto' | 'elastio-snap' | null;
   ignoreErrors: boolean;
+  /** Blocks that were free at T0 are not saved and read as zeros; absent is no. */
+  freeAware?: boolean;
+  /** Those blocks, as the state directory has them; absent until they are there. */
+  free?: FreeBlocks;
   /** After a reload until its file has been seen through a mounted file system. */
   unverified: boolean;
   /** Why it failed, in words. */
   failure: string;
   device: DeviceRecord | null;
+}
+
+/** What proves that a file of free blocks is the one that belongs to a snapshot. */
+export interface FreeBlocks {
+  blocks: number;
+  sha256: string;
 }
 
 /** An operation in the middle; see `pending.ts`. */
@@ -75,6 +85,22 @@ export interface PendingOperation {
   next: SnapshotRecord | null;
   /** Of an end: the COW file stays, removable. */
   leaveFile: boolean;
+  /**
+   * Ids of all volumes of the operation, in the order in which they were named; absent for one on a single volume. They
+   * switch at one instant, and are finished or undone all of them.
+   */
+  together?: string[];
+  /** To be run once the file systems are thawed, whatever becomes of the operation; taken away when it has run. */
+  postThaw?: HookCall;
+}
+
+/** A command of the administrator's around a freeze. */
+export interface HookCall {
+  command: string;
+  timeoutSeconds: number;
+  /** What it is told of, in its environment. */
+  minors: number[];
+  volumes: string[];
 }
 
 export interface VolumeRecord {
@@ -110,6 +136,8 @@ export interface SavedSeries {
   cacheBytes: number;
   /** Hex SHA-256 of the origin's superblock as it was when the file became clean; empty when it never did. */
   fingerprint: string;
+  /** Of a snapshot that knows free blocks, and of the incremental mode after it. */
+  free?: FreeBlocks | undefined;
 }
 
 /** A volume as it is attached again at the next start. */

@@ -18,6 +18,7 @@ import { runStepsAsync, withScratch } from './async-steps.js';
 import { storeOf } from './cleaning.js';
 import { type EngineContext, undoing } from './context.js';
 import { failPoint } from './fail-points.js';
+import { loadFreeBlocks } from './free-blocks.js';
 import { isMountedWritable, mountsOn, volumeForSnapshot } from './lookup.js';
 import { describeSwitch, finish } from './pending.js';
 import type { SavedSeries, SnapshotRecord } from './records.js';
@@ -51,7 +52,7 @@ export async function reload(
   }
   const saved = findSeries(context.paths.stateDir, volume.record.origin, params.cowFile, context.emit);
   const snapshot = recordFor(params, mode, saved);
-  clearMemory(volume, { index: true, maps: [0, 1] });
+  clearMemory(volume, { index: true, maps: [0, 1], free: [0, 1], noted: true });
   if (saved === undefined) {
     // As dattobd has it: whether the file is there shows when the volume is mounted.
     await volume.whilePaused(() => {
@@ -89,6 +90,7 @@ function recordFor(
     autoExpand: null,
     alias: params.alias ?? null,
     ignoreErrors: params.ignoreErrors === true,
+    ...(saved?.free === undefined ? {} : { freeAware: true, free: saved.free }),
     unverified: true,
     failure: '',
     device: null,
@@ -104,7 +106,8 @@ async function goOnWith(
 ): Promise<void> {
   await undoing(context, async (undo) => {
     const { memory } = volume;
-    await describeSwitch(context, volume, { kind: 'reload', mode: snapshot.mode }, snapshot);
+    const change = { kind: 'reload', mode: snapshot.mode, free: saved.free !== undefined } as const;
+    await describeSwitch(context, volume, change, snapshot);
     undo.add('end tracking', () => {
       volume.record.pending = null;
       volume.record.snapshot = null;
@@ -119,7 +122,7 @@ async function goOnWith(
       volume.storeFd = libc.duplicateFrom(context.keeper.pid, storeFd);
       undo.add('close the duplicate of the store', () => closeDuplicate(volume));
       // The descriptor belongs to the description too.
-      await describeSwitch(context, volume, { kind: 'reload', mode: snapshot.mode }, snapshot);
+      await describeSwitch(context, volume, change, snapshot);
     }
     await volume.whilePaused(() => {
       memory.set(Word.MODE, Mode.PASSTHROUGH);
@@ -130,7 +133,7 @@ async function goOnWith(
       volume.record.snapshot = snapshot;
       configureStore(volume);
     });
-    await verifyAndLoad(volume, snapshot, saved).catch((error: unknown) => {
+    await verifyAndLoad(context, volume, snapshot, saved).catch((error: unknown) => {
       snapshot.failure = messageOf(error);
       volume.tracer.fail(EINVAL);
       context.emit({
@@ -150,16 +153,23 @@ function closeDuplicate(volume: Volume): void {
   volume.storeFd = undefined;
 }
 
-async function verifyAndLoad(volume: Volume, snapshot: SnapshotRecord, saved: SavedSeries): Promise<void> {
+async function verifyAndLoad(
+  context: EngineContext,
+  volume: Volume,
+  snapshot: SnapshotRecord,
+  saved: SavedSeries,
+): Promise<void> {
   if (saved.sizeBytes !== volume.record.opened.sizeBytes) {
     throw new Error(`the volume has ${volume.record.opened.sizeBytes} bytes and had ${saved.sizeBytes}`);
   }
+  loadFreeBlocks(context, volume, saved);
   await withScratch((buffer) =>
     runStepsAsync(
       takeOver(volume.tracer, {
         store: storeOf({ volume, snapshot }),
         buffer,
         mode: snapshot.mode,
+        free: saved.free !== undefined,
         uuid: Buffer.from(saved.uuid, 'hex'),
         sequenceId: saved.sequenceId,
         requireHeader: (header) => requireHeader(header, saved),

@@ -21,8 +21,8 @@ import { type EngineContext, withHelper } from './context.js';
 import { closeDevice, isWhole, restoreLinks } from './devices.js';
 import { failPoint } from './fail-points.js';
 import { refuseInUse } from './lookup.js';
-import { type Outcome, resumeSwitch, settle } from './pending.js';
 import type { VolumeRecord } from './records.js';
+import { cutOffOperations, type Outcome, resumeSwitches, settle } from './settling.js';
 import { removeDeadLinks } from './stale.js';
 import { configureStore, saveRecord } from './tracking.js';
 import { Volume } from './volume.js';
@@ -38,45 +38,59 @@ export async function serveAgain(
   records: readonly VolumeRecord[],
   onAttention: () => void,
 ): Promise<Switched> {
-  const switched = new Set<string>();
   await context.pool.grow(Math.max(...records.map((record) => record.workers)));
-  for (const record of records) {
-    try {
-      if (await serveVolume(context, record, onAttention)) switched.add(record.id);
-    } catch (error) {
-      context.emit({
-        event: 'volume.stuck',
-        level: 'error',
-        message: `${record.name} is not served: ${messageOf(error)}. \`cowbird daemon restart\` tries again`,
-        volume: record.name,
-      });
-    }
+  const opened: Volume[] = [];
+  for (const record of records)
+    await orReport(context, record, async () => opened.push(openAgain(context, record, onAttention)));
+  // All of them before the first is served: those that switch together have one instant.
+  const switched = resumeSwitches(opened);
+  for (const volume of opened) {
+    await orReport(context, volume.record, () => serveVolume(context, volume));
     failPoint('resuming');
   }
   return switched;
 }
 
-async function serveVolume(context: EngineContext, record: VolumeRecord, onAttention: () => void): Promise<boolean> {
-  const { keeper, pool, volumes } = context;
+async function orReport(context: EngineContext, { name }: VolumeRecord, action: () => Promise<unknown>): Promise<void> {
+  try {
+    await action();
+  } catch (error) {
+    context.emit({
+      event: 'volume.stuck',
+      level: 'error',
+      message: `${name} is not served: ${messageOf(error)}. \`cowbird daemon restart\` tries again`,
+      volume: name,
+    });
+  }
+}
+
+/** A volume with this process's duplicates of its descriptors. */
+function openAgain({ keeper, pool }: EngineContext, record: VolumeRecord, onAttention: () => void): Volume {
   const duplicate = (fd: number): number => libc.duplicateFrom(keeper.pid, fd);
   const fds = {
     origin: duplicate(record.opened.originFd),
     fuse: duplicate(record.device.fuseFd),
     memory: duplicate(record.opened.memoryFd),
   };
-  const volume = new Volume(record, fds, pool, onAttention);
-  const isSwitched = resumeSwitch(volume);
+  return new Volume(record, fds, pool, onAttention);
+}
+
+async function serveVolume(context: EngineContext, volume: Volume): Promise<void> {
+  const { keeper, pool, volumes } = context;
+  const { record, fds } = volume;
   requireAgreement(volume);
+  // A snapshot that was about to begin has begun by now, or is begun again from the start.
+  volume.memory.set(Word.NOTING, 0);
   const { snapshot } = record;
-  if (snapshot !== null && snapshot.storeFd !== null) volume.storeFd = duplicate(snapshot.storeFd);
+  if (snapshot !== null && snapshot.storeFd !== null) volume.storeFd = libc.duplicateFrom(keeper.pid, snapshot.storeFd);
   volume.announce();
   configureStore(volume);
   await withScratch((scratch) => runStepsAsync(recover(volume.tracer, { worker: 0, scratch })));
   volumes.set(record.id, volume);
   volume.serve();
   askAgain(context, fds.fuse);
-  if (snapshot === null || snapshot.device === null) return isSwitched;
-  volume.snapshotFuseFd = duplicate(snapshot.device.fuseFd);
+  if (snapshot === null || snapshot.device === null) return;
+  volume.snapshotFuseFd = libc.duplicateFrom(keeper.pid, snapshot.device.fuseFd);
   pool.addSession({
     id: snapshot.device.id,
     volumeId: record.id,
@@ -85,7 +99,6 @@ async function serveVolume(context: EngineContext, record: VolumeRecord, onAtten
     concurrency: record.workers,
   });
   askAgain(context, volume.snapshotFuseFd);
-  return isSwitched;
 }
 
 /** Record and memory name the same mode, or nobody knows which map belongs to which sequence: the series says so. */
@@ -119,13 +132,16 @@ export async function settleAll(context: EngineContext, switched: Switched): Pro
   const outcomes = new Map<number, Outcome>();
   await context.keeper.call('oldHelpersGone', {});
   await clearUnknownDevices(context);
-  for (const volume of [...context.volumes.values()]) {
-    const { pending, detaching } = volume.record;
-    await completeSnapshotDevice(context, volume);
-    if (pending !== null)
-      outcomes.set(pending.requestId, await settle(context, volume, switched.has(volume.record.id)));
-    if (detaching !== null) await settleDetach(context, volume);
+  const volumes = [...context.volumes.values()];
+  for (const volume of volumes) await completeSnapshotDevice(context, volume);
+  for (const group of cutOffOperations(volumes)) {
+    const requestId = group[0]?.record.pending?.requestId ?? 0;
+    const isSwitched = group.some(({ record }) => switched.has(record.id));
+    const outcome = await settle(context, group, isSwitched);
+    // Parts that were announced and not described yet are undone one by one: what did not succeed counts.
+    if (outcomes.get(requestId)?.kind !== 'failed') outcomes.set(requestId, outcome);
   }
+  for (const volume of volumes) if (volume.record.detaching !== null) await settleDetach(context, volume);
   return outcomes;
 }
 

@@ -19,8 +19,8 @@ import { AbsolutePath, describeIssue, VOLUME_NAME, WholeNumber } from '../sys/ch
 import { CowbirdError, errnoOfError, messageOf } from '../sys/errors.js';
 import { BLOCK_BYTES, MAX_BLOCKS, MAX_WORKERS } from '../tracer/layout.js';
 import type { StoreConfig } from '../tracer/store-map.js';
+import type { EventInput } from './events.js';
 import type { SavedSeries, SavedVolume } from './records.js';
-import type { EventInput } from './types.js';
 
 type Emit = (event: EventInput) => void;
 
@@ -49,6 +49,7 @@ const Series = v.object({
     extents: v.array(v.object({ place: WholeNumber, block: WholeNumber, count: PlaceCount })),
     slots: v.array(v.object({ place: WholeNumber, count: PlaceCount })),
     placeCount: PlaceCount,
+    zeroPlace: v.optional(PlaceCount),
   }),
   storeBytes: Count,
   startBytes: WholeNumber,
@@ -57,6 +58,8 @@ const Series = v.object({
   cacheBytes: WholeNumber,
   /** Empty while the COW file was never clean. */
   fingerprint: v.pipe(v.string(), v.regex(/^([0-9a-f]{64})?$/)),
+  // Without a default: what an older version has saved must come out as it was, for its checksum.
+  free: v.optional(v.object({ blocks: WholeNumber, sha256: v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/)) })),
 });
 
 const SeriesFile = v.object({ checksum: v.string(), series: Series });
@@ -158,7 +161,10 @@ function requireSlots({ store, mode, nextSlot }: SavedSeries, indexPlaces: numbe
     if (store.slots.length > 0) throw damaged(`store.slots has ${store.slots.length} in incremental mode`);
     return;
   }
-  let next = indexPlaces;
+  const { zeroPlace } = store;
+  if (zeroPlace !== undefined && zeroPlace !== indexPlaces)
+    throw damaged(`store.zeroPlace is ${zeroPlace}, and it is the first one of the data, ${indexPlaces}`);
+  let next = zeroPlace === undefined ? indexPlaces : zeroPlace + 1;
   let total = 0;
   for (const { place, count } of store.slots) {
     if (place < next || place + count > store.placeCount)
@@ -186,7 +192,7 @@ export function requireHeader(header: CowHeader, saved: SavedSeries): void {
 function savedPosition({ mode, sizeBytes, store, nextSlot }: SavedSeries): number {
   const indexPlaces = dataOffsetBytes(blockCount(sizeBytes)) / BLOCK_BYTES;
   if (mode === 'incremental') return indexPlaces;
-  return store.slots.length > 1 ? store.placeCount : indexPlaces + nextSlot;
+  return store.slots.length > 1 ? store.placeCount : (store.slots[0]?.place ?? indexPlaces) + nextSlot;
 }
 
 /** File in the state directory that lets a series go on after a clean stop, or tells why it cannot. */

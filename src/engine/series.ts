@@ -28,6 +28,7 @@ export function saveSeries(context: EngineContext, volume: Volume, fingerprint: 
     nextSlot: volume.memory.get(Word.NEXT_SLOT) >>> 0,
     cacheBytes: snapshot.cacheBytes,
     fingerprint: fingerprint === undefined ? '' : Buffer.from(fingerprint).toString('hex'),
+    ...(snapshot.free === undefined ? {} : { free: snapshot.free }),
   };
   const path = seriesPath(context.paths.stateDir, snapshot.uuid);
   mkdirSync(dirname(path), { recursive: true, mode: 0o700 });

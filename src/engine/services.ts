@@ -1,7 +1,8 @@
 /** What the keeper does for the engine: everything that must outlive it, and everything that it may not do itself. */
+
+import type { EventInput } from './events.js';
 import type { HelperCall, HelperCalls } from './helper-calls.js';
 import type { OpenedOrigin, VolumeRecord } from './records.js';
-import type { EventInput } from './types.js';
 
 /** What a completed operation answers; `problem`: the part of it that did not succeed. */
 export interface DoneOperation {
@@ -18,6 +19,8 @@ export interface KeeperCalls {
   closeFds: { params: { fds: number[] }; result: null };
   /** `done`: with this an operation is complete; its answer, should the engine die before it is given. */
   putVolume: { params: { volume: VolumeRecord; done?: DoneOperation }; result: null };
+  /** The same for several volumes at once: all of them, or none. */
+  putVolumes: { params: { volumes: VolumeRecord[]; done?: DoneOperation }; result: null };
   dropVolume: { params: { id: string; done: DoneOperation | null }; result: null };
   /** Resolves when the helpers of the engine before have ended, or after a time: what they had in hand is then done. */
   oldHelpersGone: { params: Record<string, never>; result: null };

@@ -1,20 +1,18 @@
-/** The first snapshot of a series, and what every new snapshot needs: a record, a proved store, a header that says unclean. */
+/** The first snapshot of a series, and the record of any that begins. */
 import { randomBytes } from 'node:crypto';
-import { FdDevice } from '../block/device.js';
 import { detectFileSystem } from '../cow/fingerprint.js';
 import { CowbirdError } from '../sys/errors.js';
-import { writeHeader } from '../tracer/index-io.js';
-import { BLOCK_BYTES } from '../tracer/layout.js';
-import { runSteps } from '../tracer/steps.js';
-import { StoreMap } from '../tracer/store-map.js';
 import { withScratch } from './async-steps.js';
-import { type EngineContext, refuseForeignLink, undoing, withHelper } from './context.js';
-import { failPoint } from './fail-points.js';
+import { type EngineContext, refuseForeignLink } from './context.js';
+import { fileSystemsOf } from './free-blocks.js';
+import { type HookParams, hooksIn } from './hooks.js';
 import { findByMinor, isMountedWritable, mountsOn, volumeForSnapshot } from './lookup.js';
-import { describeSwitch, endTracking, finish, performSwitch } from './pending.js';
+import { endTracking, type Finished } from './pending.js';
 import type { SnapshotRecord } from './records.js';
-import { type PreparedStore, prepareStore } from './store-setup.js';
-import { clearMemory, DEFAULT_CACHE_BYTES, freezeAndSwitch, headerFor, RAW, snapshotLinks } from './tracking.js';
+import type { PreparedStore } from './store-setup.js';
+import { refuseHookProblem, type SnapshotPlan, type TakeOptions, takenTogether, takeSnapshots } from './taking.js';
+import { clearMemory, currentMap, DEFAULT_CACHE_BYTES, RAW, snapshotLinks } from './tracking.js';
+import type { TakenTogether } from './types.js';
 import type { Volume } from './volume.js';
 
 export interface SetupParams {
@@ -26,6 +24,8 @@ export interface SetupParams {
   onVolumeOnly?: boolean | undefined;
   alias?: 'datto' | 'elastio-snap' | undefined;
   ignoreErrors?: boolean | undefined;
+  /** Blocks that are free at T0 are not saved and read as zeros. */
+  freeAware?: boolean | undefined;
 }
 
 /** Minor free, volume not tracked, link names free: else the errno that dattobd has. */
@@ -46,43 +46,74 @@ export function requireFreeMinor(
 }
 
 /** Takes the first snapshot of a series. */
-export async function setupSnapshot(context: EngineContext, params: SetupParams): Promise<{ device: string }> {
+export async function setupSnapshot(
+  context: EngineContext,
+  params: SetupParams & HookParams,
+): Promise<{ device: string }> {
+  const { result } = await setup(context, [params], { ...hooksIn(params), together: false });
+  return { device: String(result['device']) };
+}
+
+/** Takes the first snapshots of several series, at one instant. */
+export async function setupTogether(
+  context: EngineContext,
+  params: { snapshots: SetupParams[] } & HookParams,
+): Promise<TakenTogether> {
+  const { result } = await setup(context, params.snapshots, { ...hooksIn(params), together: true });
+  return takenTogether(result);
+}
+
+async function setup(
+  context: EngineContext,
+  snapshots: readonly SetupParams[],
+  options: TakeOptions,
+): Promise<Finished> {
+  const plans: SnapshotPlan[] = [];
+  for (const params of snapshots) plans.push(await planSetup(context, params));
+  const finished = await takeSnapshots(context, plans, options);
+  if (finished.problem !== undefined) {
+    for (const { volume } of plans) await endTracking(context, volume, false);
+    throw new CowbirdError(finished.problem.code, finished.problem.message, { outcome: 'failed' });
+  }
+  for (const { volume, minor } of plans)
+    context.emit({
+      event: 'snapshot.created',
+      level: 'info',
+      message: `Snapshot ${minor} of ${volume.record.name}`,
+      minor,
+      volume: volume.record.name,
+    });
+  refuseHookProblem(finished, plans.length);
+  return finished;
+}
+
+async function planSetup(context: EngineContext, params: SetupParams): Promise<SnapshotPlan> {
   const volume = volumeForSnapshot(context, params.device);
-  const alias = params.alias ?? null;
-  requireFreeMinor(context, volume, params.minor, alias);
+  const { minor } = params;
+  requireFreeMinor(context, volume, minor, params.alias ?? null);
   await requireMountedOrRaw(volume);
-  await undoing(context, (undo) =>
-    withHelper(context, [volume.record.opened.memoryFd], async (helper) => {
-      const store = await prepareStore(context, undo, helper, volume, {
-        path: params.cowFile,
-        storeBytes: params.storeBytes,
-        onVolumeOnly: params.onVolumeOnly === true,
-      });
+  const freeAware = params.freeAware === true;
+  if (freeAware) fileSystemsOf(volume);
+  return {
+    volume,
+    minor,
+    store: {
+      path: params.cowFile,
+      storeBytes: params.storeBytes,
+      onVolumeOnly: params.onVolumeOnly === true,
+      freeAware,
+    },
+    freeIndex: freeAware ? currentMap(volume.memory) : undefined,
+    record: (store) => {
       const snapshot = newRecord(params, store, { uuid: randomBytes(16).toString('hex'), sequenceId: 1 });
       if (mountsOn(volume.record.device.node).length === 0) snapshot.fsType = RAW;
-      await writeFirstHeader(volume, snapshot, store);
-      failPoint('header-written');
+      return snapshot;
+    },
+    ready: async (store) => {
       clearMemory(volume, { index: true, maps: [0, 1] });
-      await describeSwitch(context, volume, { kind: 'begin', store: store.config }, snapshot);
-      await freezeAndSwitch(context, helper, volume, () => {
-        performSwitch(volume, store.ownFd);
-        undo.clear();
-      });
-    }),
-  );
-  const { result, problem } = await finish(context, volume);
-  if (problem !== undefined) {
-    await endTracking(context, volume, false);
-    throw new CowbirdError(problem.code, problem.message, { outcome: 'failed' });
-  }
-  context.emit({
-    event: 'snapshot.created',
-    level: 'info',
-    message: `Snapshot ${params.minor} of ${volume.record.name}`,
-    minor: params.minor,
-    volume: volume.record.name,
-  });
-  return { device: String(result['device']) };
+      return { kind: 'begin', store: store.config, free: freeAware };
+    },
+  };
 }
 
 /** A file system must be mounted read-write, so that it can be frozen; a volume without one is snapshotted as it is. */
@@ -106,6 +137,7 @@ export function newRecord(
     cacheBytes?: number | undefined;
     alias?: SnapshotRecord['alias'] | undefined;
     ignoreErrors?: boolean | undefined;
+    freeAware?: boolean | undefined;
   },
   store: PreparedStore,
   series: { uuid: string; sequenceId: number },
@@ -126,26 +158,9 @@ export function newRecord(
     autoExpand: null,
     alias: params.alias ?? null,
     ignoreErrors: params.ignoreErrors === true,
+    ...(params.freeAware === true ? { freeAware: true } : {}),
     unverified: false,
     failure: '',
     device: null,
   };
-}
-
-/** The new store's header says "unclean" on the disk before the first block is saved. */
-export async function writeFirstHeader(volume: Volume, snapshot: SnapshotRecord, store: PreparedStore): Promise<void> {
-  const header = headerFor(
-    volume,
-    { ...snapshot, store: { ...snapshot.store, slots: [] } },
-    { clean: false, changedBlocks: 0 },
-  );
-  const device =
-    store.ownFd === undefined ? volume.origin : new FdDevice(store.ownFd, store.config.placeCount * BLOCK_BYTES, false);
-  await withScratch((buffer) =>
-    runSteps(writeHeader({ map: new StoreMap(store.config), device }, buffer, header), noWait),
-  );
-}
-
-function noWait(): never {
-  throw new Error('Writing a header waits for nothing');
 }

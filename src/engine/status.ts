@@ -66,6 +66,9 @@ function statusOf(volume: VolumeView, snapshot: SnapshotRecord, mounts: readonly
       active: isActive(volume, snapshot, mounts),
       failed: failed !== 0,
     }),
+    ...(snapshot.freeAware === true && snapshot.mode === 'snapshot'
+      ? { free_aware: true, free_blocks: volume.memory.get(Word.FREE_BLOCKS) >>> 0 }
+      : {}),
   };
 }
 

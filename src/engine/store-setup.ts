@@ -41,6 +41,8 @@ export interface StoreRequest {
   path: string;
   storeBytes: number | undefined;
   onVolumeOnly: boolean;
+  /** A place for a block of zeros is set aside. */
+  freeAware: boolean;
 }
 
 /** Creates a COW file and proves where it lies. On failure the caller's undo list removes it. */
@@ -55,7 +57,8 @@ export async function prepareStore(
   const wanted =
     request.storeBytes === undefined || request.storeBytes === 0 ? defaultStoreBytes(sizeBytes) : request.storeBytes;
   const indexBytes = dataOffsetBytes(volume.blockCount);
-  if (wanted < indexBytes + BLOCK_BYTES) {
+  const zeroPlaces = request.freeAware ? 1 : 0;
+  if (wanted < indexBytes + (1 + zeroPlaces) * BLOCK_BYTES) {
     throw new CowbirdError(
       'EINVAL',
       `A COW file of ${wanted} bytes is too small: header and index of ${volume.record.name} alone take ${indexBytes} bytes`,
@@ -81,10 +84,11 @@ export async function prepareStore(
   undo.add(`remove ${created.path}`, () => withHelper(context, [], (other) => other.call('unlinkStore', { file })));
   const placeCount = Math.floor(created.sizeBytes / BLOCK_BYTES);
   const firstPlace = indexBytes / BLOCK_BYTES;
-  const slots = [{ place: firstPlace, count: placeCount - firstPlace }];
+  const slots = [{ place: firstPlace + zeroPlaces, count: placeCount - firstPlace - zeroPlaces }];
+  const zero = request.freeAware ? { zeroPlace: firstPlace } : {};
   const base = { file, sizeBytes: created.sizeBytes, startBytes: created.startBytes };
   if (created.kind === 'device') {
-    const config: StoreConfig = { kind: 'device', extents: [], slots, placeCount };
+    const config: StoreConfig = { kind: 'device', extents: [], slots, placeCount, ...zero };
     const fds = await openElsewhere(context, undo, created.path, placeCount);
     return { ...base, ...fds, config, fsType: '', cowFile: created.path };
   }
@@ -101,7 +105,7 @@ export async function prepareStore(
   );
   return {
     ...base,
-    config: { kind: 'origin', extents, slots, placeCount },
+    config: { kind: 'origin', extents, slots, placeCount, ...zero },
     fsType: mount?.fsType ?? '',
     cowFile: created.mountPoint === '/' ? created.path : created.path.slice(created.mountPoint.length),
     storeFd: null,

@@ -11,9 +11,9 @@ import { closeDevice, openDevice } from './devices.js';
 import { failPoint } from './fail-points.js';
 import { findByMinor, freezePoints, isMountedWritable, mountsOn } from './lookup.js';
 import type { SnapshotRecord, VolumeRecord } from './records.js';
-import { HELPER_FD_FIRST, type HelperSession } from './services.js';
+import { type DoneOperation, HELPER_FD_FIRST, type HelperSession } from './services.js';
 import { type EventName, STATE_TABLE, type StateName, stateName } from './states.js';
-import type { Volume } from './volume.js';
+import { type Volume, whileAllPaused } from './volume.js';
 
 export const DEFAULT_CACHE_BYTES = 314_572_800;
 
@@ -101,63 +101,96 @@ export function headerFor(
 export function positionOf(volume: Volume, snapshot: SnapshotRecord): number {
   const used = volume.memory.get(Word.NEXT_SLOT) >>> 0;
   const first = dataOffsetBytes(volume.blockCount) / BLOCK_BYTES;
-  if (snapshot.store.slots.length > 1) return snapshot.store.placeCount;
-  return first + used;
+  const { slots, placeCount } = snapshot.store;
+  return slots.length > 1 ? placeCount : (slots[0]?.place ?? first) + used;
 }
 
 /** Bytes of the COW file that are in use: header, index, saved blocks. */
 export function usedBytes(volume: VolumeView, snapshot: SnapshotRecord): number {
   const base = dataOffsetBytes(volume.blockCount);
-  return snapshot.mode === 'incremental' ? base : base + (volume.memory.get(Word.NEXT_SLOT) >>> 0) * BLOCK_BYTES;
+  const zeroBytes = snapshot.store.zeroPlace === undefined ? 0 : BLOCK_BYTES;
+  return snapshot.mode === 'incremental'
+    ? base
+    : base + zeroBytes + (volume.memory.get(Word.NEXT_SLOT) >>> 0) * BLOCK_BYTES;
 }
 
 export function saveRecord(context: EngineContext, volume: Volume): Promise<null> {
   return context.keeper.call('putVolume', { volume: volume.record });
 }
 
+/** Tells the keeper of several volumes at once: all of them, or none. */
+export function saveRecords(
+  context: EngineContext,
+  volumes: readonly Volume[],
+  done?: DoneOperation | undefined,
+): Promise<null> {
+  const told = done === undefined ? {} : { done };
+  const [first] = volumes;
+  if (first !== undefined && volumes.length === 1)
+    return context.keeper.call('putVolume', { volume: first.record, ...told });
+  return context.keeper.call('putVolumes', { volumes: volumes.map(({ record }) => record), ...told });
+}
+
 const SYNC_TIMEOUT_MS = 120_000;
 const FREEZE_TIMEOUT_MS = 15_000;
 
+/** How long file systems were frozen, and how long all writes were held together, in milliseconds. */
+export interface FreezeTimes {
+  freezeMs: number;
+  windowMs: number;
+}
+
 /**
- * Freezes every file system that is mounted read-write on the volume, switches under the closed gate, thaws. In this order:
- * syncfs while everything runs, FIFREEZE while the workers run, the gate, the switch, the gate again, FITHAW. A volume
- * without a mounted file system has its writes held for the switch alone. The helper inherits the volume's memory, to open
- * the gate before it thaws when its time is over.
+ * Freezes every file system that is mounted read-write on the volumes, switches under the closed gates, thaws. In this order:
+ * syncfs while everything runs, FIFREEZE while the workers run, the gates, the switch, the gates again, FITHAW. A volume
+ * without a mounted file system has its writes held for the switch alone. The helper inherits the volumes' memory as its
+ * first descriptors, to open the gates before it thaws when its time is over. `beforeFreeze`: what takes long and may be done
+ * as late as behind syncfs.
  */
 export async function freezeAndSwitch(
   context: EngineContext,
   helper: HelperSession,
-  volume: Volume,
+  volumes: readonly Volume[],
   change: () => void,
-): Promise<void> {
-  const mountPoints = freezePoints(mountsOn(volume.record.device.node));
-  if (mountPoints.length === 0) {
-    await volume.whilePaused(change);
-    return;
-  }
-  const gates = [{ memoryFd: HELPER_FD_FIRST }];
+  beforeFreeze: () => Promise<void> = async () => undefined,
+): Promise<FreezeTimes> {
+  const mounts = allMounts();
+  // One file system may have parts on several of the volumes.
+  const mountPoints = [...new Set(volumes.flatMap(({ record }) => freezePoints(mountsOn(record.device.node, mounts))))];
+  if (mountPoints.length === 0) return { freezeMs: 0, windowMs: await timed(() => whileAllPaused(volumes, change)) };
+  const gates = volumes.map((_, i) => ({ memoryFd: HELPER_FD_FIRST + i }));
   await helper.call('prepareFreeze', { mountPoints, gates }, SYNC_TIMEOUT_MS);
+  await beforeFreeze();
   const startedAt = performance.now();
   const { frozenByOthers } = await helper.call('freeze', {}, FREEZE_TIMEOUT_MS);
+  const names = volumes.map(({ record }) => record.name).join(', ');
+  let windowMs = 0;
   try {
     failPoint('frozen');
-    await volume.whilePaused(change);
+    windowMs = await timed(() => whileAllPaused(volumes, change));
   } finally {
     // Whoever thawed before us did no harm: T0 is the switch. One that does not thaw in time is seen to by the keeper.
-    await helper
-      .call('thaw', {}, FREEZE_TIMEOUT_MS)
-      .catch((error: unknown) =>
-        context.emit({ event: 'volume.thaw', level: 'warning', message: `${volume.record.name}: ${messageOf(error)}` }),
-      );
+    await helper.call('thaw', {}, FREEZE_TIMEOUT_MS).catch((error: unknown) =>
+      context.emit({
+        event: 'volume.thaw',
+        level: 'warning',
+        message: `${names}: ${messageOf(error)}`,
+        volume: names,
+      }),
+    );
   }
-  context.emit({
-    event: 'volume.frozen',
-    level: 'info',
-    message: `${volume.record.name} was frozen for ${Math.round(performance.now() - startedAt)} ms`,
-    volume: volume.record.name,
-    freezeMs: Math.round(performance.now() - startedAt),
-    frozenByOthers,
-  });
+  failPoint('thawed');
+  const freezeMs = Math.round(performance.now() - startedAt);
+  const message = `${names} ${volumes.length === 1 ? 'was' : 'were'} frozen for ${freezeMs} ms`;
+  context.emit({ event: 'volume.frozen', level: 'info', message, volume: names, freezeMs, windowMs, frozenByOthers });
+  return { freezeMs, windowMs };
+}
+
+/** Milliseconds that an action takes, to a tenth. */
+async function timed(action: () => Promise<unknown>): Promise<number> {
+  const startedAt = performance.now();
+  await action();
+  return Math.round((performance.now() - startedAt) * 10) / 10;
 }
 
 /** The part of a store that an incremental file keeps: header and index. */
@@ -169,13 +202,18 @@ export function indexPart(config: StoreConfig, blockCount: number): StoreConfig 
   return { kind: config.kind, extents, slots: [], placeCount };
 }
 
-/** Gives memory back and makes it zeros again: the index, and one or both change maps. */
-export function clearMemory(volume: Volume, parts: { index: boolean; maps: ReadonlyArray<0 | 1> }): void {
+/** Gives memory back and makes it zeros again: the index, change maps, free maps, the map of noted writes. */
+export function clearMemory(
+  volume: Volume,
+  parts: { index: boolean; maps: ReadonlyArray<0 | 1>; free?: ReadonlyArray<0 | 1>; noted?: boolean },
+): void {
   const { sizes } = volume.memory;
   const punch = (offset: number, lengthBytes: number): void =>
     libc.fallocate(volume.fds.memory, libc.FALLOC_FL_PUNCH_HOLE + libc.FALLOC_FL_KEEP_SIZE, offset, lengthBytes);
   if (parts.index) punch(sizes.indexOffset, sizes.indexBytes);
   for (const map of parts.maps) punch(sizes.mapOffsets[map], sizes.mapBytes);
+  for (const map of parts.free ?? []) punch(sizes.freeOffsets[map], sizes.mapBytes);
+  if (parts.noted === true) punch(sizes.notedOffset, sizes.notedBytes);
 }
 
 /** Which map is current, as an index into the two. */

@@ -3,24 +3,25 @@ import { dataOffsetBytes } from '../cow/geometry.js';
 import { CowbirdError } from '../sys/errors.js';
 import { BLOCK_BYTES } from '../tracer/layout.js';
 import { ensureDirty } from './cleaning.js';
-import { type EngineContext, undoing, withHelper } from './context.js';
-import { failPoint } from './fail-points.js';
+import type { EngineContext } from './context.js';
+import { fileSystemsOf } from './free-blocks.js';
+import { type HookParams, hooksIn } from './hooks.js';
 import { isMountedWritable, mountsOn, refuseInUse } from './lookup.js';
-import { describeSwitch, endTracking, finish, partial, performSwitch, switchPaused } from './pending.js';
+import { endTracking, type Finished, finish, partial, switchPaused } from './pending.js';
 import type { SnapshotRecord } from './records.js';
-import { newRecord, writeFirstHeader } from './setup.js';
-import { prepareStore } from './store-setup.js';
+import { newRecord } from './setup.js';
+import { refuseHookProblem, type SnapshotPlan, type TakeOptions, takenTogether, takeSnapshots } from './taking.js';
 import {
   clearMemory,
   closeSnapshotDevice,
   currentMap,
   currentState,
-  freezeAndSwitch,
   indexPart,
   RAW,
   requireTransition,
   tracked,
 } from './tracking.js';
+import type { TakenTogether } from './types.js';
 
 /** From snapshot to incremental: the device goes, marks go on. */
 export async function transitionToIncremental(context: EngineContext, minor: number): Promise<void> {
@@ -45,46 +46,79 @@ export interface ToSnapshotParams {
   cowFile: string;
   storeBytes?: number | undefined;
   onVolumeOnly?: boolean | undefined;
+  freeAware?: boolean | undefined;
 }
 
 /** From incremental (or a failed snapshot) to the next snapshot of the series. The old COW file is left with the changes. */
 export async function transitionToSnapshot(
   context: EngineContext,
-  params: ToSnapshotParams,
+  params: ToSnapshotParams & HookParams,
 ): Promise<{ device: string }> {
-  const target = tracked(context, params.minor);
+  const { result } = await nextSnapshots(context, [params], { ...hooksIn(params), together: false });
+  return { device: String(result['device']) };
+}
+
+/** The next snapshots of several series, at one instant. */
+export async function transitionTogether(
+  context: EngineContext,
+  params: { snapshots: ToSnapshotParams[] } & HookParams,
+): Promise<TakenTogether> {
+  const { result } = await nextSnapshots(context, params.snapshots, { ...hooksIn(params), together: true });
+  return takenTogether(result);
+}
+
+async function nextSnapshots(
+  context: EngineContext,
+  snapshots: readonly ToSnapshotParams[],
+  options: TakeOptions,
+): Promise<Finished> {
+  const plans: SnapshotPlan[] = [];
+  for (const params of snapshots) plans.push(await planNext(context, params));
+  const finished = await takeSnapshots(context, plans, options);
+  const { problem } = finished;
+  const what = plans.length === 1 ? 'The snapshot was taken' : 'The snapshots were taken';
+  if (problem !== undefined) throw partial(`${what}, but ${problem.message}`);
+  refuseHookProblem(finished, plans.length);
+  return finished;
+}
+
+async function planNext(context: EngineContext, params: ToSnapshotParams): Promise<SnapshotPlan> {
+  const { minor } = params;
+  const target = tracked(context, minor);
   requireTransition(target, 'transitionToSnapshot');
   const { volume, snapshot: old } = target;
   if (old.file.path === params.cowFile)
     throw new CowbirdError('EPERM', `${params.cowFile} is the current COW file: name a new one`);
   if (old.device !== null) await refuseInUse(old.device.node);
-  await undoing(context, (undo) =>
-    withHelper(context, [volume.record.opened.memoryFd], async (helper) => {
-      const store = await prepareStore(context, undo, helper, volume, {
-        path: params.cowFile,
-        storeBytes: params.storeBytes ?? old.fallocateBytes,
-        onVolumeOnly: params.onVolumeOnly === true,
-      });
-      const snapshot = newRecord({ ...old, cacheBytes: 0 }, store, { uuid: old.uuid, sequenceId: old.sequenceId + 1 });
+  const freeAware = params.freeAware === true;
+  if (freeAware) fileSystemsOf(volume);
+  const closedMap = currentMap(volume.memory);
+  const nextMap = closedMap === 0 ? 1 : 0;
+  return {
+    volume,
+    minor,
+    freeIndex: freeAware ? nextMap : undefined,
+    store: {
+      path: params.cowFile,
+      storeBytes: params.storeBytes ?? old.fallocateBytes,
+      onVolumeOnly: params.onVolumeOnly === true,
+      freeAware,
+    },
+    record: (store) => {
+      const series = { uuid: old.uuid, sequenceId: old.sequenceId + 1 };
+      const snapshot = newRecord({ ...old, cacheBytes: 0, freeAware }, store, series);
       if (old.fsType === RAW) snapshot.fsType = RAW;
-      await writeFirstHeader(volume, snapshot, store);
-      failPoint('header-written');
+      return snapshot;
+    },
+    ready: async (store) => {
       requireTransition(target, 'transitionToSnapshot');
       await closeSnapshotDevice(context, target);
       await ensureDirty(volume);
-      const closedMap = currentMap(volume.memory);
-      clearMemory(volume, { index: true, maps: [closedMap === 0 ? 1 : 0] });
-      const change = { kind: 'next', before: old.store, store: store.config, closedMap } as const;
-      await describeSwitch(context, volume, change, snapshot);
-      await freezeAndSwitch(context, helper, volume, () => {
-        performSwitch(volume, store.ownFd);
-        undo.clear();
-      });
-    }),
-  );
-  const { result, problem } = await finish(context, volume);
-  if (problem !== undefined) throw partial(`The snapshot was taken, but ${problem.message}`);
-  return { device: String(result['device']) };
+      clearMemory(volume, { index: true, maps: [nextMap] });
+      const free = { freeBefore: old.freeAware === true, free: freeAware };
+      return { kind: 'next', before: old.store, store: store.config, closedMap, ...free };
+    },
+  };
 }
 
 /** Ends tracking. Deletes the current COW file when active or failed; leaves it, removable, when dormant or unverified. */

@@ -24,7 +24,7 @@ export interface AttachedVolume extends VolumeInfo {
   warnings?: string[];
 }
 
-/** One tracked volume: dattobd's `/proc/datto-info` entry, its fields in its order, `cow_used` added. */
+/** One tracked volume: dattobd's `/proc/datto-info` entry, its fields in its order, `cow_used` added, ours at the end. */
 export interface SnapshotStatus {
   minor: number;
   cow_file: string;
@@ -43,6 +43,9 @@ export interface SnapshotStatus {
   /** Why the snapshot failed, in words; only beside `error`. */
   error_reason?: string;
   state: number;
+  /** Blocks that were free at T0 read as zeros, and are not saved; only where it is so. */
+  free_aware?: boolean;
+  free_blocks?: number;
 }
 
 export interface StatusDocument {
@@ -59,6 +62,16 @@ export interface ChangesReport {
   bytes: number;
   /** Byte ranges, ascending, cut at the end of the volume. */
   extents: Array<{ offset: number; length: number }>;
+}
+
+/** What an operation on several volumes answers. */
+export interface TakenTogether {
+  /** In the order in which the volumes were named. */
+  devices: string[];
+  /** How long the writes of all volumes were held at once; null when the engine ended meanwhile. */
+  windowMs: number | null;
+  /** How long the file systems were frozen; null when the engine ended meanwhile. */
+  freezeMs: number | null;
 }
 
 export interface DoctorCheck {
@@ -92,17 +105,13 @@ export interface DaemonStatus {
   engineRestarts: number;
 }
 
-/** What happened, as whoever reports it knows it. */
-export interface EventInput {
-  /** `volume.attached`, `snapshot.failed`, `store.fill`, `state.changed` … */
+/** One line of `cowbird events --json`; `docs/events.md` has the names and fields. */
+export interface EventRecord {
+  /** RFC 3339. */
+  time: string;
+  /** `volume.attached`, `snapshot.failed`, `store.fill` … A newer daemon may have more of them. */
   event: string;
   level: 'info' | 'warning' | 'error';
   message: string;
   [field: string]: string | number | boolean | null;
-}
-
-/** One line of `cowbird events --json`. */
-export interface EventRecord extends EventInput {
-  /** RFC 3339. */
-  time: string;
 }

@@ -2,7 +2,7 @@
 import { type BlockDevice, FdDevice } from '../block/device.js';
 import { CowbirdError } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
-import { whileGateClosed } from '../tracer/gate.js';
+import { whileGatesClosed } from '../tracer/gate.js';
 import { BLOCK_BYTES, VolumeMemory, Word } from '../tracer/layout.js';
 import { type StoreInUse, Tracer } from '../tracer/tracer.js';
 import { runStepsAsync } from './async-steps.js';
@@ -92,12 +92,19 @@ export class Volume {
   }
 
   /** Closes the gate, runs `change` (memory only), opens the gate. Returns what it returned. */
-  async whilePaused<T>(change: () => T): Promise<T> {
-    try {
-      return await runStepsAsync(whileGateClosed(this.memory, (word) => this.wake(word), change));
-    } catch (error) {
-      if (!(error instanceof CowbirdError) || error.code !== 'ETIMEDOUT') throw error;
-      throw new CowbirdError('ETIMEDOUT', `${this.record.name}: ${error.message}`, { outcome: 'failed' });
-    }
+  whilePaused<T>(change: () => T): Promise<T> {
+    return whileAllPaused([this], change);
+  }
+}
+
+/** Closes the gates of several volumes, runs `change` (memory only), opens them. Returns what it returned. */
+export async function whileAllPaused<T>(volumes: readonly Volume[], change: () => T): Promise<T> {
+  const gated = volumes.map((volume) => ({ memory: volume.memory, wake: (word: number) => volume.wake(word) }));
+  try {
+    return await runStepsAsync(whileGatesClosed(gated, change));
+  } catch (error) {
+    if (!(error instanceof CowbirdError) || error.code !== 'ETIMEDOUT') throw error;
+    const names = volumes.map(({ record }) => record.name).join(', ');
+    throw new CowbirdError('ETIMEDOUT', `${names}: ${error.message}`, { outcome: 'failed' });
   }
 }

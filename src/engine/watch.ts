@@ -12,7 +12,7 @@ import { dropTrust, makeClean } from './cleaning.js';
 import { type EngineContext, withHelper } from './context.js';
 import { mountsOn } from './lookup.js';
 import { toStoreExtents } from './store-setup.js';
-import { isActive, openSnapshotDevice, RAW, saveRecord, type Tracked } from './tracking.js';
+import { currentState, isActive, openSnapshotDevice, RAW, saveRecord, type Tracked } from './tracking.js';
 
 const ENOENT = 2;
 const EINVAL = 22;
@@ -26,6 +26,8 @@ export class Watch {
   readonly #context: EngineContext;
   /** Volumes that were active at the last look. */
   readonly #active = new Set<string>();
+  /** States by volume and series, as they were reported last. */
+  readonly #states = new Map<string, string>();
   readonly #reportedFailures = new Map<string, number>();
   readonly #reportedFill = new Map<string, number>();
 
@@ -63,6 +65,7 @@ export class Watch {
       if (snapshot.file.path !== '' && isDirty) await makeClean(this.#context, target);
     }
     await this.#completeDevice(target);
+    this.#reportState(target, mounts);
     this.#report(target, key);
   }
 
@@ -72,6 +75,29 @@ export class Watch {
     if (volume.record.snapshot?.sequenceId !== snapshot.sequenceId) return;
     const wanted = snapshot.mode === 'snapshot' && !snapshot.unverified && volume.memory.get(Word.FAILED) === 0;
     if (wanted && snapshot.device === null) await openSnapshotDevice(this.#context, target);
+  }
+
+  /** The first look at a series, and the first one of an engine, only takes note. */
+  #reportState(target: Tracked, mounts: readonly MountEntry[]): void {
+    const { volume, snapshot } = target;
+    const to = currentState(target, mounts)
+      .replace(/([A-Z])/g, ' $1')
+      .toLowerCase();
+    const key = `${volume.record.id} ${snapshot.uuid}`;
+    const from = this.#states.get(key);
+    this.#states.set(key, to);
+    if (from === undefined || from === to) return;
+    const { name } = volume.record;
+    const message = `Minor ${snapshot.minor} (${name}) went from ${from} to ${to}`;
+    this.#context.emit({
+      event: 'state.changed',
+      level: 'info',
+      message,
+      minor: snapshot.minor,
+      volume: name,
+      from,
+      to,
+    });
   }
 
   /** A reloaded series becomes active when its file is seen where it was expected. */

@@ -5,6 +5,8 @@
  * namespace no longer shows.
  */
 import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
+import { relative } from 'node:path';
+import { assert } from './errors.js';
 
 export interface MountEntry {
   /** `major:minor` of the file system. */
@@ -71,6 +73,18 @@ export function allMounts(): MountEntry[] {
     entries.push(...parseMountInfo(text, Number(pid)));
   }
   return entries;
+}
+
+/** The mount of our namespace that a real path lies on: the longest mount point above it, the last one where several are stacked. */
+export function mountOf(path: string, mounts: readonly MountEntry[]): MountEntry {
+  let best: MountEntry | undefined;
+  for (const entry of mounts.filter(({ pid }) => pid === 0)) {
+    const inside = relative(entry.mountPoint, path);
+    const covers = inside === '' || (!inside.startsWith('..') && !inside.startsWith('/'));
+    if (covers && (best === undefined || entry.mountPoint.length >= best.mountPoint.length)) best = entry;
+  }
+  assert(best !== undefined, `${path} lies on a mounted file system`);
+  return best;
 }
 
 /** A path of ours to a mount of any namespace. */

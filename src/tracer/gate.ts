@@ -11,24 +11,44 @@ import type { Steps } from './steps.js';
 /** Looks at busy workers, a millisecond apart in the engine, before the gate opens again. */
 const LOOKS_MAX = 5_000;
 
+/** A volume whose writes are to be held. */
+export interface Gated {
+  memory: VolumeMemory;
+  wake(word: number): void;
+}
+
 /**
- * Closes the gate, runs `change` (memory only), opens the gate. Returns what it returned.
+ * Closes the gates of all volumes, runs `change` (memory only), opens the gates. Returns what it returned.
  *
- * @throws {CowbirdError} ETIMEDOUT when the writes in hand did not end, or the gate was opened by a watchdog; then `change`
+ * The order makes several volumes' switches one instant: the first word of any of them changes when every gate is closed and
+ * nobody writes, and the first gate opens when every word is changed. So a write that was answered before another one was
+ * begun, on whichever volumes, is never missing where the other one is. And whoever finds one volume switched, after the
+ * engine's end, knows that nothing was written on the others since: he may switch them then.
+ *
+ * @throws {CowbirdError} ETIMEDOUT when the writes in hand did not end, or a gate was opened by a watchdog; then `change`
  * was not run.
  */
-export function* whileGateClosed<T>(memory: VolumeMemory, wake: (word: number) => void, change: () => T): Steps<T> {
-  memory.set(Word.GATE, Gate.CLOSED);
+export function* whileGatesClosed<T>(volumes: readonly Gated[], change: () => T): Steps<T> {
+  for (const { memory } of volumes) memory.set(Word.GATE, Gate.CLOSED);
   try {
-    yield* untilNobodyWrites(memory);
-    if (Atomics.compareExchange(memory.words, Word.GATE, Gate.CLOSED, Gate.SWITCHING) !== Gate.CLOSED) {
-      throw gateError('The pause of writes took too long, and was ended from outside');
+    for (const { memory } of volumes) yield* untilNobodyWrites(memory);
+    for (const { memory } of volumes) {
+      if (Atomics.compareExchange(memory.words, Word.GATE, Gate.CLOSED, Gate.SWITCHING) !== Gate.CLOSED) {
+        throw gateError('The pause of writes took too long, and was ended from outside');
+      }
     }
     return change();
   } finally {
-    memory.set(Word.GATE, Gate.OPEN);
-    wake(Word.GATE);
+    for (const { memory, wake } of volumes) {
+      memory.set(Word.GATE, Gate.OPEN);
+      wake(Word.GATE);
+    }
   }
+}
+
+/** {@link whileGatesClosed} for one volume. */
+export function whileGateClosed<T>(memory: VolumeMemory, wake: (word: number) => void, change: () => T): Steps<T> {
+  return whileGatesClosed([{ memory, wake }], change);
 }
 
 function* untilNobodyWrites(memory: VolumeMemory): Steps {

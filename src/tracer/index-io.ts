@@ -34,7 +34,7 @@ export function* writeIndex(memory: VolumeMemory, store: StoreOnDevice, buffer: 
     const end = Math.min(first + ENTRIES_PER_PAGE, memory.blockCount);
     for (let block = first; block < end; block++) {
       if (!isBitSet(map, block)) continue;
-      view.setUint32(at + (block - first) * ENTRY_SIZE_BYTES, indexOnly ? 1 : memory.entry(block), true);
+      view.setUint32(at + (block - first) * ENTRY_SIZE_BYTES, indexOnly ? 1 : entryOf(memory, store, block), true);
     }
     places.push(HEADER_SIZE_BYTES / BLOCK_BYTES + first / ENTRIES_PER_PAGE);
     if (places.length === capacity) {
@@ -43,6 +43,13 @@ export function* writeIndex(memory: VolumeMemory, store: StoreOnDevice, buffer: 
     }
   }
   yield* writePlaces(store, buffer, places);
+}
+
+/** What was free at T0 and is overwritten has the store's block of zeros as its place. */
+function entryOf(memory: VolumeMemory, { map }: StoreOnDevice, block: number): number {
+  if (!memory.isFree(block)) return memory.entry(block);
+  assert(map.zeroPlace !== undefined, 'the store of a snapshot that knows free blocks has a block of zeros');
+  return map.zeroPlace;
 }
 
 function pageHasBits(map: Int32Array, first: number): boolean {

@@ -8,6 +8,9 @@
  *     266240   change map A, one bit a block       (padded to a page)
  *              change map B                        (padded to a page)
  *              index, one uint32 a block           (0: not saved; else the block's place in the COW file, in blocks)
+ *              free maps A and B, one bit a block  (free at T0 of the sequence whose change map is A, or B)
+ *              noted writes, one bit a block       (see {@link Word.NOTING})
+ *              one bit a page of those             (set where the page has any)
  *
  * A change map's bit is set after its index entry is written and before the origin is: whoever sees the bit may use the
  * entry. Two maps, so that a transition starts an empty one at the very instant at which the other is closed. Words change
@@ -27,6 +30,8 @@ const CLAIM_BYTES = CLAIM_COUNT * 4;
 const MAPS_OFFSET = CONTROL_BYTES + CLAIM_BYTES;
 const FIRST_CLAIM_WORD = CONTROL_BYTES / 4;
 const PAGE_BYTES = 4096;
+/** Bits of a page: 32 768. */
+const NOTED_PAGE_SHIFT = 15;
 /** Entries of one index view: 1 GiB, within what a typed array can hold. */
 const ENTRIES_PER_VIEW = 268_435_456;
 
@@ -56,6 +61,12 @@ export const Word = {
   SWITCH: 11,
   /** Not 0 once anything was written since the volume was attached: a reload can then not be trusted. */
   WRITTEN: 12,
+  /** Not 0 while the free map beside the current change map counts: what it has reads as zeros in the snapshot. */
+  FREE: 13,
+  /** Bits set in that free map; counted when the operation is finished. */
+  FREE_BLOCKS: 14,
+  /** Not 0 while each written block is noted: from before the free blocks are looked up until T0. */
+  NOTING: 15,
   /** One word a worker: 1 while it is inside a write of this volume. */
   BUSY: 64,
 } as const;
@@ -86,6 +97,10 @@ export interface LayoutSizes {
   mapOffsets: readonly [number, number];
   indexOffset: number;
   indexBytes: number;
+  freeOffsets: readonly [number, number];
+  notedOffset: number;
+  /** Noted writes, and the bits of their pages. */
+  notedBytes: number;
   totalBytes: number;
 }
 
@@ -99,12 +114,16 @@ export function layoutFor(blockCount: number): LayoutSizes {
   const mapBytes = toPages(Math.ceil(blockCount / 32) * 4);
   const indexOffset = MAPS_OFFSET + 2 * mapBytes;
   const indexBytes = toPages(blockCount * 4);
+  const freeOffset = indexOffset + indexBytes;
   return {
     mapBytes,
     mapOffsets: [MAPS_OFFSET, MAPS_OFFSET + mapBytes],
     indexOffset,
     indexBytes,
-    totalBytes: indexOffset + indexBytes,
+    freeOffsets: [freeOffset, freeOffset + mapBytes],
+    notedOffset: freeOffset + 2 * mapBytes,
+    notedBytes: mapBytes + toPages(mapBytes / PAGE_BYTES / 8),
+    totalBytes: freeOffset + 3 * mapBytes + toPages(mapBytes / PAGE_BYTES / 8),
   };
 }
 
@@ -117,6 +136,12 @@ export class VolumeMemory {
   /** Address of word 0, for futexes. */
   readonly wordsAddress: number;
   readonly maps: readonly [Int32Array, Int32Array];
+  /** Blocks that were free at T0, each beside the change map of the same index. */
+  readonly freeMaps: readonly [Int32Array, Int32Array];
+  /** Blocks that were written while {@link Word.NOTING} was set. */
+  readonly noted: Int32Array;
+  /** Pages of that map that have a bit: so that nobody has to look at all of it while writes are held. */
+  readonly notedPages: Int32Array;
   readonly #index: Uint32Array[] = [];
 
   constructor(source: MemorySource, blockCount: number) {
@@ -130,6 +155,13 @@ export class VolumeMemory {
       new Int32Array(head.bytes, sizes.mapOffsets[0], sizes.mapBytes / 4),
       new Int32Array(head.bytes, sizes.mapOffsets[1], sizes.mapBytes / 4),
     ];
+    const tail = source.map(sizes.freeOffsets[0], sizes.totalBytes - sizes.freeOffsets[0]);
+    this.freeMaps = [
+      new Int32Array(tail.bytes, 0, sizes.mapBytes / 4),
+      new Int32Array(tail.bytes, sizes.mapBytes, sizes.mapBytes / 4),
+    ];
+    this.noted = new Int32Array(tail.bytes, 2 * sizes.mapBytes, sizes.mapBytes / 4);
+    this.notedPages = new Int32Array(tail.bytes, 3 * sizes.mapBytes, (sizes.notedBytes - sizes.mapBytes) / 4);
     for (let first = 0; first < blockCount; first += ENTRIES_PER_VIEW) {
       const bytes = Math.min(ENTRIES_PER_VIEW * 4, sizes.indexBytes - first * 4);
       this.#index.push(new Uint32Array(source.map(sizes.indexOffset + first * 4, bytes).bytes, 0, bytes / 4));
@@ -163,11 +195,27 @@ export class VolumeMemory {
     return isBitSet(this.map, block);
   }
 
+  /** Whether a block was free at T0: then the snapshot has zeros there, whatever is written since. */
+  isFree(block: number): boolean {
+    return this.get(Word.FREE) !== 0 && isBitSet(this.freeMaps[this.get(Word.MAP) === 0 ? 0 : 1], block);
+  }
+
+  /** Whether the old contents of a block have to be saved before it is written: neither saved yet, nor free at T0. */
+  isToBeSaved(block: number): boolean {
+    return !this.isMarked(block) && !this.isFree(block);
+  }
+
   /** Marks blocks `first` to `last`; counts those that were not marked yet. Returns how many those were. */
   mark(first: number, last: number): number {
     const added = setBits(this.map, first, last);
     if (added > 0) Atomics.add(this.words, Word.CHANGED, added);
     return added;
+  }
+
+  /** Notes a write of blocks `first` to `last`. */
+  note(first: number, last: number): void {
+    setBits(this.noted, first, last);
+    setBits(this.notedPages, first >>> NOTED_PAGE_SHIFT, last >>> NOTED_PAGE_SHIFT);
   }
 
   /** The place in the COW file of a marked block, in blocks. */

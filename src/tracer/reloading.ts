@@ -16,6 +16,8 @@ export interface ReloadParts {
   store: StoreOnDevice;
   buffer: IoBuffer;
   mode: 'incremental' | 'snapshot';
+  /** Whether the free map in memory belongs to it. */
+  free?: boolean;
   uuid: Uint8Array;
   sequenceId: number;
   /** What else of the header is known, and must agree. Throws with what does not. */
@@ -56,7 +58,7 @@ export function* takeOver(tracer: Tracer, parts: ReloadParts): Steps {
       if (memory.get(Word.WRITTEN) !== 0 || !expected.equals(parts.fingerprint())) {
         throw distrust('the volume was written before it was reloaded: reload right after attaching');
       }
-      applySwitch(memory, { kind: 'reload', mode });
+      applySwitch(memory, { kind: 'reload', mode, free: parts.free === true });
     },
   );
 }

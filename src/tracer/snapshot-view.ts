@@ -1,7 +1,8 @@
 /**
  * The snapshot's view: the volume as it was at T0.
  *
- * For each block, in this order: its bit is set → the store has it; it belongs to the store → zeros (I6); else the origin
+ * For each block, in this order: it was free at T0, where that is asked for → zeros; its bit is set → the store has it; it
+ * belongs to the store → zeros (I6); else the origin
  * still has it. The origin is read first and the bits are looked at again afterwards: a block that was saved meanwhile may
  * have been overwritten under the read, so the saved copy is taken instead; one that the store took in meanwhile by growing
  * was zeros, or it would be saved. Last of all FAILED is looked at: once it is set writes go unsaved, so everything read
@@ -32,13 +33,24 @@ export function* readSnapshot(
   while (position < end) {
     const block = Math.floor(position / BLOCK_BYTES);
     const target = at + (position - offset);
-    if (memory.isMarked(block)) {
+    if (memory.isFree(block)) {
+      position = readFree(tracer, buffer, target, position, end);
+    } else if (memory.isMarked(block)) {
       position = yield* readSaved(tracer, buffer, target, position, end);
     } else {
       position = yield* readUnsaved(tracer, buffer, target, position, end);
     }
   }
   refuseFailed(tracer, offset);
+}
+
+/** A run of blocks that were free at T0: zeros, overwritten or not. Returns where it ended. */
+function readFree({ memory }: Tracer, buffer: IoBuffer, at: number, position: number, end: number): number {
+  let stop = Math.floor(position / BLOCK_BYTES) + 1;
+  while (stop * BLOCK_BYTES < end && memory.isFree(stop)) stop++;
+  const stopBytes = Math.min(end, stop * BLOCK_BYTES);
+  buffer.bytes.fill(0, at, at + stopBytes - position);
+  return stopBytes;
 }
 
 /** A run of saved blocks that lie in consecutive places of one piece of the store. Returns where it ended. */
@@ -56,6 +68,8 @@ function* readSaved(tracer: Tracer, buffer: IoBuffer, at: number, position: numb
     count < run &&
     (block + count) * BLOCK_BYTES < end &&
     memory.isMarked(block + count) &&
+    // What was free and is overwritten has a bit, and no entry that means anything.
+    !memory.isFree(block + count) &&
     memory.entry(block + count) === place + count
   ) {
     count++;
@@ -94,7 +108,7 @@ function* readUnsaved(tracer: Tracer, buffer: IoBuffer, at: number, position: nu
   }
   if (own > first) last = own - 1;
   let stop = first + 1;
-  while (stop <= last && !memory.isMarked(stop)) stop++;
+  while (stop <= last && memory.isToBeSaved(stop)) stop++;
   const stopBytes = Math.min(end, stop * BLOCK_BYTES);
   yield { kind: 'read', device: origin, buffer, at, lengthBytes: stopBytes - position, offset: position };
   // A store that has grown meanwhile may have been written where we read. It has told everybody before.

@@ -32,6 +32,8 @@ export interface StoreConfig {
   slots: SlotRun[];
   /** Blocks that the COW file has in all. */
   placeCount: number;
+  /** A block of zeros, for index entries of blocks that were free at T0; absent where none was asked for. */
+  zeroPlace?: number | undefined;
 }
 
 export class StoreMap {
@@ -49,6 +51,10 @@ export class StoreMap {
     this.config = config;
     this.slotCount = config.slots.reduce((sum, run) => sum + run.count, 0);
     this.#byBlock = config.kind === 'origin' ? [...config.extents].sort((a, b) => a.block - b.block) : [];
+  }
+
+  get zeroPlace(): number | undefined {
+    return this.config.zeroPlace;
   }
 
   /** The place of a slot, and how many slots from there lie in consecutive places. */

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import fc from 'fast-check';
 import type { IoBuffer } from '../block/device.js';
-import { BLOCK_BYTES, HeaderState, isBitSet, Mode, Word } from './layout.js';
+import { BLOCK_BYTES, HeaderState, isBitSet, Mode, setBits, Word } from './layout.js';
 import { readSnapshot } from './snapshot-view.js';
 import { runSteps, type Steps } from './steps.js';
 import type { StoreConfig, StoreExtent } from './store-map.js';
@@ -109,6 +109,7 @@ const volumes = fc.record({
   tailSectors: fc.nat(7),
   seed: fc.nat(),
   onOrigin: fc.boolean(),
+  freeAware: fc.boolean(),
 });
 
 /** A volume with random contents, its T0, and a snapshot that has just begun. */
@@ -117,11 +118,13 @@ function begun({
   tailSectors,
   seed,
   onOrigin,
+  freeAware = false,
 }: {
   blocks: number;
   tailSectors: number;
   seed: number;
   onOrigin: boolean;
+  freeAware?: boolean;
 }): {
   world: World;
   t0: Buffer;
@@ -135,6 +138,13 @@ function begun({
   const world = worldOf(sizeBytes);
   fillWith(world.origin.bytes, sizeBytes, random);
   const t0 = Buffer.from(world.origin.bytes);
+  for (let block = 0; freeAware && block < blocks; block++) {
+    // What is free has something in it all the same: what was there before.
+    if (random(3) > 0) continue;
+    setBits(world.memory.freeMaps[0], block, block);
+    t0.fill(0, block * BLOCK_BYTES, Math.min(sizeBytes, (block + 1) * BLOCK_BYTES));
+  }
+  world.memory.set(Word.FREE, freeAware ? 1 : 0);
   if (onOrigin) {
     const config = originStore(blocks, storeBlocks, random);
     for (const extent of config.extents) {
@@ -157,6 +167,8 @@ describe('the write path', () => {
         runOps(world, ops ?? [], userSectors, t0, random);
         assert.equal(world.memory.get(Word.FAILED), 0, world.failures.join());
         assert.ok(snapshotOf(world).equals(t0));
+        for (let block = 0; block < world.memory.blockCount; block++)
+          assert.ok(!world.memory.isFree(block) || world.memory.entry(block) === 0, `free block ${block} is not saved`);
       }),
       RUNS,
     );
@@ -166,6 +178,7 @@ describe('the write path', () => {
     fc.assert(
       fc.property(volumes, (volume) => {
         const { world, t0, userSectors, random } = begun(volume);
+        const before = Buffer.from(world.origin.bytes);
         const [ops = []] = fc.sample(opsFor(userSectors), { numRuns: 1, seed: volume.seed });
         runOps(world, ops, userSectors, t0, random);
         const written = (block: number): boolean =>
@@ -175,7 +188,7 @@ describe('the write path', () => {
           const marked = isBitSet(world.memory.map, block);
           if (marked) count++;
           const range = [block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES] as const;
-          const differs = !world.origin.bytes.subarray(...range).equals(t0.subarray(...range));
+          const differs = !world.origin.bytes.subarray(...range).equals(before.subarray(...range));
           if (block * 8 < userSectors && differs) assert.ok(marked, `block ${block} differs and is marked`);
           if (marked) assert.ok(written(block), `block ${block} is marked and was written`);
         }
@@ -188,7 +201,7 @@ describe('the write path', () => {
   it('gives the next image from the old one and the marks, over a transition (I3)', () => {
     fc.assert(
       fc.property(volumes, (volume) => {
-        const { world, t0, userSectors, random } = begun({ ...volume, onOrigin: false });
+        const { world, t0, userSectors, random } = begun({ ...volume, onOrigin: false, freeAware: false });
         const [first = [], second = []] = fc.sample(opsFor(userSectors), { numRuns: 2, seed: volume.seed });
         runOps(world, first, userSectors, t0, random);
         const image = snapshotOf(world);

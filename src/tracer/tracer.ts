@@ -7,6 +7,7 @@
  *      the workers afterwards, so one of the two sees the other.
  *   2. a header on disk that says CLEAN is made dirty and flushed                      (I3: no trusted map with a hole)
  *   3. claim the blocks in ascending order; what was not saved may be saved by now: look again
+ *      (blocks that were free at T0 are passed over: the snapshot has zeros there. They are marked all the same)
  *   4. read the old contents, append them to the store, write the index entries, set the map's bits, release the claims
  *   5. write the origin, reply                                        (I2: who finds a bit clear may read the origin,
  *                                                                      provided that it looks again afterwards)
@@ -158,12 +159,13 @@ export class Tracer {
   *#beforeWrite(context: RequestContext, offset: number, lengthBytes: number): Steps {
     const { memory } = this;
     const mode = memory.get(Word.MODE);
+    const first = Math.floor(offset / BLOCK_BYTES);
+    const last = Math.floor((offset + lengthBytes - 1) / BLOCK_BYTES);
+    if (memory.get(Word.NOTING) !== 0) memory.note(first, last);
     if (mode === Mode.PASSTHROUGH) {
       this.#noteUntracked();
       return;
     }
-    const first = Math.floor(offset / BLOCK_BYTES);
-    const last = Math.floor((offset + lengthBytes - 1) / BLOCK_BYTES);
     if (memory.get(Word.HEADER_STATE) !== HeaderState.DIRTY) yield* this.makeDirty(context);
     yield* this.#guardStore(context, offset, lengthBytes);
     if (mode === Mode.SNAPSHOT && memory.get(Word.FAILED) === 0) {
@@ -186,14 +188,14 @@ export class Tracer {
     const longest = context.scratch.bytes.byteLength / BLOCK_BYTES;
     let block = first;
     while (block <= last && this.memory.get(Word.FAILED) === 0) {
-      if (this.memory.isMarked(block)) {
+      if (!this.memory.isToBeSaved(block)) {
         block++;
         continue;
       }
       // A run ends where its claims would wrap around, so that claims are taken in ascending order of their words.
       const wrap = block - (block % CLAIM_COUNT) + CLAIM_COUNT - 1;
       let end = Math.min(last, block + longest - 1, wrap);
-      while (end > block && this.memory.isMarked(end)) end--;
+      while (end > block && !this.memory.isToBeSaved(end)) end--;
       yield* this.#saveRun(context, block, end);
       block = end + 1;
     }
@@ -205,7 +207,7 @@ export class Tracer {
       for (; claimed <= last; claimed++) yield* this.#claim(context, claimed);
       // Claims were waited for: what was unsaved may be saved now.
       const missing: number[] = [];
-      for (let block = first; block <= last; block++) if (!this.memory.isMarked(block)) missing.push(block);
+      for (let block = first; block <= last; block++) if (this.memory.isToBeSaved(block)) missing.push(block);
       if (missing.length > 0 && this.memory.get(Word.FAILED) === 0) yield* this.#copy(context, missing);
     } finally {
       for (let block = first; block < claimed; block++) this.#release(block);

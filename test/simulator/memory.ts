@@ -31,8 +31,10 @@ export class SharedMemory extends VolumeMemory {
     const sizes = layoutFor(blockCount);
     const head = new ArrayBuffer(sizes.indexOffset);
     const index = new ArrayBuffer(sizes.indexBytes);
-    super({ map: (offset) => ({ bytes: offset === 0 ? head : index, address: 0 }) }, blockCount);
-    this.#buffers = [head, index];
+    const free = new ArrayBuffer(sizes.totalBytes - sizes.freeOffsets[0]);
+    const at = (offset: number): ArrayBuffer => (offset === 0 ? head : offset === sizes.freeOffsets[0] ? free : index);
+    super({ map: (offset) => ({ bytes: at(offset), address: 0 }) }, blockCount);
+    this.#buffers = [head, index, free];
     this.#random = random;
   }
 

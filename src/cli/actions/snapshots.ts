@@ -1,6 +1,7 @@
 /** The actions of the commands for snapshots. */
+import type { HookOptions, TakenTogether } from '../../index.js';
 import { CowbirdError } from '../../sys/errors.js';
-import { counted, formatSize, MIB, parseMinor, parseSize } from '../quantities.js';
+import { counted, formatSize, MIB, parseDecimal, parseMinor, parseSize } from '../quantities.js';
 import { infoText } from '../tables.js';
 import { type Action, answer, type Call, operand } from './call.js';
 import { isVersionRange, repositoryChanges } from './repository.js';
@@ -21,13 +22,89 @@ export function newCowFile(path: string): string {
   return path;
 }
 
+function freeOption(call: Call): { freeAware?: true } {
+  return call.flag('free-aware') ? { freeAware: true } : {};
+}
+
+const HOOK_SECONDS_MAX = 3600;
+
+function hookOptions(call: Call): HookOptions {
+  const preFreeze = hookOption(call, 'pre-freeze');
+  const postThaw = hookOption(call, 'post-thaw');
+  const text = call.value('hook-timeout');
+  const hookTimeoutSeconds = text === undefined ? undefined : parseDecimal(text);
+  const isBad = hookTimeoutSeconds === undefined || hookTimeoutSeconds < 1 || hookTimeoutSeconds > HOOK_SECONDS_MAX;
+  if (text !== undefined && isBad)
+    throw new CowbirdError(
+      'EINVAL',
+      `Hook timeout \`${text}\` is not a number of seconds from 1 to ${HOOK_SECONDS_MAX}`,
+    );
+  return {
+    ...(preFreeze === undefined ? {} : { preFreeze }),
+    ...(postThaw === undefined ? {} : { postThaw }),
+    ...(hookTimeoutSeconds === undefined ? {} : { hookTimeoutSeconds }),
+  };
+}
+
+function hookOption(call: Call, option: 'pre-freeze' | 'post-thaw'): string | undefined {
+  const command = call.value(option);
+  if (command === '') throw new CowbirdError('EINVAL', `The command of --${option} is empty: leave the option out`);
+  return command;
+}
+
+/** `--together`: the devices, one a line, and the time that all writes were held. */
+function answerTogether(call: Call, taken: TakenTogether): undefined {
+  const window = taken.windowMs === null ? 'unknown: the engine ended meanwhile' : String(taken.windowMs);
+  return answer(call, taken, [...taken.devices, `windowMs ${window}`].join('\n'));
+}
+
+/** `/srv/.cow:0`, cut at its last colon. */
+function splitMinor(text: string): { rest: string; minor: number } {
+  const at = text.lastIndexOf(':');
+  if (at < 0) throw new CowbirdError('EINVAL', `\`${text}\` has no colon before a minor: write it as COWFILE:MINOR`);
+  return { rest: text.slice(0, at), minor: parseMinor(text.slice(at + 1)) };
+}
+
+/** `/dev/cowbird/data:/srv/.cow:0`, cut at its first and its last colon. */
+function splitDevice(text: string): { device: string; cowFile: string; minor: number } {
+  const { rest, minor } = splitMinor(text);
+  const at = rest.indexOf(':');
+  if (at < 0) throw new CowbirdError('EINVAL', `\`${text}\` has one colon: write it as DEVICE:COWFILE:MINOR`);
+  return { device: rest.slice(0, at), cowFile: newCowFile(rest.slice(at + 1)), minor };
+}
+
+async function setupTogether(call: Call): Promise<undefined> {
+  const cacheBytes = sizeOption(call, 'cache', BYTE);
+  const storeBytes = sizeOption(call, 'size', MIB);
+  const options = {
+    ...(cacheBytes === undefined ? {} : { cacheBytes }),
+    ...(storeBytes === undefined ? {} : { storeBytes }),
+    ...freeOption(call),
+  };
+  const snapshots = call.operands.map((text) => ({ ...splitDevice(text), ...options }));
+  return answerTogether(call, await call.library.setupTogether(snapshots, hookOptions(call), call.client));
+}
+
+async function transitionTogether(call: Call): Promise<undefined> {
+  const storeBytes = sizeOption(call, 'size', MIB);
+  const options = { ...(storeBytes === undefined ? {} : { storeBytes }), ...freeOption(call) };
+  const snapshots = call.operands.map((text) => {
+    const { rest, minor } = splitMinor(text);
+    return { cowFile: newCowFile(rest), minor, ...options };
+  });
+  return answerTogether(call, await call.library.transitionTogether(snapshots, hookOptions(call), call.client));
+}
+
 const setupSnapshot: Action = async (call) => {
+  if (call.flag('together')) return setupTogether(call);
   const minor = parseMinor(operand(call, 2));
   const cacheBytes = sizeOption(call, 'cache', BYTE);
   const storeBytes = sizeOption(call, 'size', MIB);
   const options = {
     ...(cacheBytes === undefined ? {} : { cacheBytes }),
     ...(storeBytes === undefined ? {} : { storeBytes }),
+    ...freeOption(call),
+    ...hookOptions(call),
   };
   const cowFile = newCowFile(operand(call, 1));
   const device = await call.library.setupSnapshot(operand(call, 0), cowFile, minor, options, call.client);
@@ -45,9 +122,14 @@ function reload(operation: 'reloadSnapshot' | 'reloadIncremental'): Action {
 }
 
 const transitionToSnapshot: Action = async (call) => {
+  if (call.flag('together')) return transitionTogether(call);
   const minor = parseMinor(operand(call, 1));
   const storeBytes = sizeOption(call, 'size', MIB);
-  const options = storeBytes === undefined ? {} : { storeBytes };
+  const options = {
+    ...(storeBytes === undefined ? {} : { storeBytes }),
+    ...freeOption(call),
+    ...hookOptions(call),
+  };
   const device = await call.library.transitionToSnapshot(minor, newCowFile(operand(call, 0)), options, call.client);
   return answer(call, { device }, device);
 };

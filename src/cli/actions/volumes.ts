@@ -95,6 +95,18 @@ const daemonStatus: Action = async (call) => {
   return answer(call, status, daemonText(status, VERSION));
 };
 
+const completion: Action = async (call) => {
+  const shell = operand(call, 0);
+  const { completionScript, isShell, SHELLS } = await import('../completion.js');
+  if (!isShell(shell))
+    throw new CowbirdError(
+      'EINVAL',
+      `There are no completions for the shell \`${shell}\`, only for ${SHELLS.join(' and ')}`,
+    );
+  const script = completionScript(shell);
+  return answer(call, { shell, script }, script.trimEnd());
+};
+
 export const volumeActions: Readonly<Record<string, Action>> = {
   attach,
   detach,
@@ -102,6 +114,7 @@ export const volumeActions: Readonly<Record<string, Action>> = {
     const volumes = await call.library.listVolumes(call.client);
     return answer(call, { volumes }, call.json ? '' : await volumesText(volumes));
   },
+  completion,
   doctor,
   events,
   'daemon start': async (call) => {

@@ -1,6 +1,38 @@
 /** The commands of `cowbird` for snapshots: dattobd's verbs, and what it has no verb for. */
 import { CACHE, COWFILE, DEVICE, MINOR, RELOAD_COWFILE, STORE_SIZE } from './operands.js';
-import { type CommandSpec, JSON_OPTION } from './types.js';
+import { type CommandSpec, JSON_OPTION, type OperandSpec, type OptionSpec } from './types.js';
+
+const TOGETHER: OptionSpec = {
+  long: '--together',
+  help: 'Take several volumes at one instant: all of them, or none. Prints the devices, one a line, and last how many milliseconds the writes of all of them were held (windowMs).',
+};
+const FREE_AWARE: OptionSpec = {
+  long: '--free-aware',
+  help: 'Do not save blocks that are free at this instant (ext4 and xfs): they read as zeros, so the snapshot holds every file but is not the volume bit for bit.',
+};
+const HOOKS: readonly OptionSpec[] = [
+  {
+    long: '--pre-freeze',
+    value: 'CMD',
+    help: 'Command to run before the file systems are frozen. When it fails nothing is taken. The daemon runs it as root by `sh -c` in /, with COWBIRD_HOOK, COWBIRD_MINORS and COWBIRD_VOLUMES in its environment.',
+  },
+  {
+    long: '--post-thaw',
+    value: 'CMD',
+    help: 'Command to run after they are thawed, whatever happened before. It may run twice when the engine ends meanwhile.',
+  },
+  { long: '--hook-timeout', value: 'SECONDS', help: 'How long each of them may take, 1 to 3600. Default: 30.' },
+];
+const SETUP_TOGETHER: OperandSpec = {
+  name: 'DEVICE:COWFILE:MINOR',
+  help: 'With --together: a volume, its COW file and its minor. A DEVICE has no colon in this form: /dev/cowbird/NAME has none.',
+  many: true,
+};
+const NEXT_TOGETHER: OperandSpec = {
+  name: 'COWFILE:MINOR',
+  help: 'With --together: the new COW file of a series, and its minor.',
+  many: true,
+};
 
 export const SNAPSHOT_COMMANDS: readonly CommandSpec[] = [
   {
@@ -11,8 +43,13 @@ export const SNAPSHOT_COMMANDS: readonly CommandSpec[] = [
       'DEVICE has to be attached (`cowbird attach`) and, for a COW file on the volume itself, mounted read-write.',
     ],
     operands: [DEVICE, COWFILE, MINOR],
-    options: [CACHE, STORE_SIZE, JSON_OPTION],
+    options: [TOGETHER, CACHE, STORE_SIZE, FREE_AWARE, ...HOOKS, JSON_OPTION],
+    otherForm: { option: TOGETHER, operands: [SETUP_TOGETHER] },
     examples: [
+      {
+        command: 'cowbird setup-snapshot --together /dev/cowbird/data:/srv/.cow:0 /dev/cowbird/log:/log/.cow:1',
+        meaning: 'A database and its log, on two volumes, at one instant.',
+      },
       {
         command: 'cowbird setup-snapshot -f 4GiB /dev/loop3 /srv/.cow1 0',
         meaning: 'Snapshot 0 with a COW file of 4 GiB.',
@@ -60,8 +97,12 @@ export const SNAPSHOT_COMMANDS: readonly CommandSpec[] = [
       'Takes the next snapshot of the series into a new COW file and prints its device. The old COW file is left behind with the list of what changed between the two: `update-img` takes it. Allowed from a failed snapshot too.',
     ],
     operands: [COWFILE, MINOR],
+    otherForm: { option: TOGETHER, operands: [NEXT_TOGETHER] },
     options: [
+      TOGETHER,
       { ...STORE_SIZE, help: 'Size of the COW file; a bare number is MiB. Default, and meaning of 0: as at setup.' },
+      FREE_AWARE,
+      ...HOOKS,
       JSON_OPTION,
     ],
   },

@@ -67,7 +67,9 @@ export const VOLUME_COMMANDS: readonly CommandSpec[] = [
   {
     name: 'doctor',
     summary: 'Check what this machine has and lacks for Cowbird',
-    description: ['One line a check, and what to do about each that is not well.'],
+    description: [
+      'One line a check, and what to do about each that is not well: kernel, limits, which of the ways of seeing writes work on this machine, programs that single commands call.',
+    ],
     operands: [],
     options: [JSON_OPTION],
     exits: [{ status: 1, meaning: 'Something that Cowbird needs is missing.' }],
@@ -76,10 +78,20 @@ export const VOLUME_COMMANDS: readonly CommandSpec[] = [
     name: 'events',
     summary: 'Print what happens, as it happens',
     description: [
-      "Prints the daemon's events from now on, one line each: failed devices with cause, block and errno, changes of state, stores that fill. Ends with the daemon or at Ctrl-C.",
+      "Prints the daemon's events from now on, one line each: what was done, changes of state, stores that fill, what failed and why. docs/events.md lists them with their fields. Ends with the daemon or at Ctrl-C.",
     ],
     operands: [],
     options: [{ ...JSON_OPTION, help: 'Print one JSON object a line; errors are then JSON on stderr.' }],
+  },
+  {
+    name: 'completion',
+    summary: 'Print completions for a shell',
+    description: [
+      'For bash: `cowbird completion bash > /etc/bash_completion.d/cowbird`, or `source <(cowbird completion bash)` in ~/.bashrc. For zsh: `cowbird completion zsh > /usr/local/share/zsh/site-functions/_cowbird`, or `source <(cowbird completion zsh)` behind compinit in ~/.zshrc.',
+      'They complete the commands, options and operands of `cowbird`, `dbdctl`, `elioctl` and `update-img`. Volumes and minors are looked up under /dev; no daemon is asked, or started.',
+    ],
+    operands: [{ name: 'SHELL', help: 'bash or zsh.' }],
+    options: [JSON_OPTION],
   },
   {
     name: 'help',

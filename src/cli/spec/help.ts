@@ -28,6 +28,20 @@ export function synopsis(options: readonly OptionSpec[], operands: readonly Oper
   return [...optionParts, ...operandParts].join(' ');
 }
 
+/** Each way to write a command, without the program's and the command's name. */
+export function forms(command: CommandSpec): string[] {
+  const { options, operands, otherForm } = command;
+  if (otherForm === undefined) return [synopsis(options, operands)];
+  const others = options.filter((option) => option !== otherForm.option);
+  const name = optionLabel(otherForm.option);
+  return [synopsis(others, operands), `${name} ${synopsis(others, otherForm.operands)}`];
+}
+
+/** Operands of all forms of a command, each once. */
+export function operandsOf({ operands, otherForm }: CommandSpec): OperandSpec[] {
+  return [...operands, ...(otherForm?.operands ?? [])];
+}
+
 /** The exit codes of one command: the program's, with what the command says otherwise. */
 export function exitsOf(program: ProgramSpec, command?: CommandSpec): ExitSpec[] {
   return program.exits.map((exit) => command?.exits?.find(({ status }) => status === exit.status) ?? exit);
@@ -40,15 +54,16 @@ export function optionsOf(command: CommandSpec): OptionSpec[] {
 
 /** Help of one command of a program. */
 export function commandHelp(program: ProgramSpec, command: CommandSpec): string {
-  const usage = [program.name, command.name, synopsis(command.options, command.operands)]
-    .filter((part) => part !== '')
-    .join(' ');
+  const usages = forms(command).map((form, i) => {
+    const line = [program.name, command.name, form].filter((part) => part !== '').join(' ');
+    return i === 0 ? `Usage: ${line}` : `       ${line}`;
+  });
   return sections([
-    [`Usage: ${usage}`],
+    usages,
     command.description.flatMap((paragraph, at) => (at === 0 ? wrap(paragraph, 0) : ['', ...wrap(paragraph, 0)])),
     titled(
       'Operands:',
-      command.operands.map(({ name, help }) => [name, help]),
+      operandsOf(command).map(({ name, help }) => [name, help]),
     ),
     titled(
       'Options:',

@@ -1,5 +1,5 @@
 /** Man pages (section 8, the man macros) from the same data as `--help`. */
-import { exitsOf, optionLabel, optionsOf, synopsis } from './help.js';
+import { exitsOf, forms, operandsOf, optionLabel, optionsOf, synopsis } from './help.js';
 import type { CommandSpec, ExitSpec, OptionSpec, ProgramSpec } from './types.js';
 
 /** The page of a program. It bears no date: it has to be the same whenever it is generated. */
@@ -38,8 +38,8 @@ export function manPage(program: ProgramSpec, version: string): string {
 function synopsisLines(program: ProgramSpec): string[] {
   if (program.commands.length === 0)
     return [`${bold(program.name)} ${troff(synopsis(program.options, program.operands))}`];
-  const lines = program.commands.map(
-    (command) => `${bold(`${program.name} ${command.name}`)} ${troff(synopsis(command.options, command.operands))}`,
+  const lines = program.commands.flatMap((command) =>
+    forms(command).map((form) => `${bold(`${program.name} ${command.name}`)} ${troff(form)}`),
   );
   return lines.flatMap((line, at) => (at === 0 ? [line.trimEnd()] : ['.br', line.trimEnd()]));
 }
@@ -47,12 +47,15 @@ function synopsisLines(program: ProgramSpec): string[] {
 function commandLines(command: CommandSpec): string[] {
   const lines = [
     `.SS ${command.name}`,
-    `${bold(command.name)} ${troff(synopsis(command.options, command.operands))}`.trimEnd(),
+    ...forms(command).flatMap((form, at) => {
+      const line = `${bold(command.name)} ${troff(form)}`.trimEnd();
+      return at === 0 ? [line] : ['.br', line];
+    }),
     '.PP',
     `${troff(command.summary)}.`,
     '.PP',
     ...paragraphs(command.description),
-    ...command.operands.flatMap(({ name, help }) => tagged(italic(name), help)),
+    ...operandsOf(command).flatMap(({ name, help }) => tagged(italic(name), help)),
     ...optionsOf(command).flatMap(optionLines),
   ];
   if (command.exits !== undefined) lines.push('.PP', 'Exit status:', ...exitLines(command.exits));

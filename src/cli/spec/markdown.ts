@@ -1,5 +1,5 @@
 /** `docs/manual/`: a page for each command of `cowbird`, and the page that lists them. */
-import { exitsOf, optionLabel, optionsOf, synopsis } from './help.js';
+import { exitsOf, forms, operandsOf, optionLabel, optionsOf } from './help.js';
 import type { CommandSpec, ProgramSpec } from './types.js';
 
 /** Pages by file name. */
@@ -34,9 +34,9 @@ function contents(program: ProgramSpec): string {
 }
 
 function page(program: ProgramSpec, command: CommandSpec): string {
-  const usage = [program.name, command.name, synopsis(command.options, command.operands)]
-    .filter((part) => part !== '')
-    .join(' ');
+  const usages = forms(command).map((form) =>
+    [program.name, command.name, form].filter((part) => part !== '').join(' '),
+  );
   const lines = [
     NOTICE,
     '',
@@ -45,13 +45,13 @@ function page(program: ProgramSpec, command: CommandSpec): string {
     `${command.summary}.`,
     '',
     '```',
-    usage,
+    ...usages,
     '```',
     '',
     ...command.description.flatMap((text) => [text, '']),
     ...table(
       'operand',
-      command.operands.map(({ name, help }) => [name, help]),
+      operandsOf(command).map(({ name, help }) => [name, help]),
     ),
     ...table(
       'option',

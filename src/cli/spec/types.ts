@@ -44,6 +44,8 @@ export interface CommandSpec {
   description: readonly string[];
   operands: readonly OperandSpec[];
   options: readonly OptionSpec[];
+  /** Operands that are taken instead when a switch is given. */
+  otherForm?: { option: OptionSpec; operands: readonly OperandSpec[] };
   /** Exit codes that mean something else here than for the whole program. */
   exits?: readonly ExitSpec[];
   examples?: readonly ExampleSpec[];
