@@ -35,8 +35,6 @@ export interface BlockDevice {
 
 const EIO = 5;
 const EINTR = 4;
-const ENXIO = 6;
-const SEEK_DATA = 3;
 
 /** A file or a disk behind a descriptor that somebody else opened and will close. */
 export class FdDevice implements BlockDevice {
@@ -82,10 +80,7 @@ export class FdDevice implements BlockDevice {
   }
 
   nextData(offset: number, end: number): number {
-    if (!this.#hasHoles) return offset;
-    const found = libc.fast.lseek(this.#fd, offset, SEEK_DATA);
-    if (found >= 0) return Math.min(found, end);
-    return libc.lastErrno() === ENXIO ? end : offset;
+    return this.#hasHoles ? libc.nextData(this.#fd, offset, end) : offset;
   }
 
   #transfer(

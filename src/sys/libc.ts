@@ -89,6 +89,16 @@ export const fast = {
   lseek: raw.lseek as (fd: number, offset: number, whence: number) => number,
 };
 
+const SEEK_DATA = 3;
+const ENXIO = 6;
+
+/** First offset in `[offset, end)` of a regular file that may hold data; `end` when the whole range is known to be a hole. */
+export function nextData(fd: number, offset: number, end: number): number {
+  const found = fast.lseek(fd, offset, SEEK_DATA);
+  if (found >= 0) return Math.min(found, end);
+  return lastErrno() === ENXIO ? end : offset;
+}
+
 const EPOLL_CLOEXEC = 0o2000000;
 
 export function epollCreate(): number {

@@ -14,10 +14,8 @@ const PAGE_BYTES = 4096;
 const DIRECT_READ_BYTES_MIN = 65_536;
 const DIRECT_WRITE_BYTES_MIN = 262_144;
 const EINTR = 4;
-const ENXIO = 6;
 const EINVAL = 22;
 const EOPNOTSUPP = 95;
-const SEEK_DATA = 3;
 
 const pageMemory = new WeakSet<ArrayBufferLike>();
 
@@ -144,10 +142,7 @@ export class PageFile {
 
   /** First offset in `[offset, end)` that may hold data; `end` when the whole range is known to be a hole. */
   nextData(offset: number, end: number): number {
-    if (!this.handle.isFile) return offset;
-    const found = libc.fast.lseek(this.handle.fd, offset, SEEK_DATA);
-    if (found >= 0) return Math.min(found, end);
-    return libc.lastErrno() === ENXIO ? end : offset;
+    return this.handle.isFile ? libc.nextData(this.handle.fd, offset, end) : offset;
   }
 
   truncate(lengthBytes: number): void {
