@@ -18,13 +18,13 @@ import { recover } from '../tracer/recover.js';
 import { runStepsAsync, withScratch } from './async-steps.js';
 import { removeVolume } from './attach.js';
 import { type EngineContext, withHelper } from './context.js';
-import { closeDevice, isWhole, restoreLinks } from './devices.js';
+import { isWhole, restoreLinks } from './devices.js';
 import { failPoint } from './fail-points.js';
 import { refuseInUse } from './lookup.js';
 import type { VolumeRecord } from './records.js';
 import { cutOffOperations, type Outcome, resumeSwitches, settle } from './settling.js';
 import { removeDeadLinks } from './stale.js';
-import { configureStore, saveRecord } from './tracking.js';
+import { closeSnapshotDevice, configureStore, saveRecord } from './tracking.js';
 import { Volume } from './volume.js';
 
 const EUCLEAN = 117;
@@ -171,12 +171,7 @@ async function completeSnapshotDevice(context: EngineContext, volume: Volume): P
     restoreLinks(snapshot.device);
     return;
   }
-  const { fuseFd } = snapshot.device;
-  await closeDevice(context, snapshot.device, volume.snapshotFuseFd);
-  snapshot.device = null;
-  volume.snapshotFuseFd = undefined;
-  await saveRecord(context, volume);
-  await context.keeper.call('closeFds', { fds: [fuseFd] });
+  await closeSnapshotDevice(context, { volume, snapshot });
 }
 
 /** A volume that was being detached is gone, or, when somebody has opened it meanwhile, as it was. */
