@@ -15,7 +15,7 @@ import { assert, errnoOfError, messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { VolumeMemory, Word } from '../tracer/layout.js';
 import { readSnapshot } from '../tracer/snapshot-view.js';
-import { performIo, runSteps, runStepsUntil, type Step, type Steps } from '../tracer/steps.js';
+import { runSteps, runStepsUntil, type Step, type Steps } from '../tracer/steps.js';
 import { type RequestContext, Tracer } from '../tracer/tracer.js';
 import { Batch } from './batch.js';
 import { arm, withFailPoints } from './fail-points.js';
@@ -303,15 +303,7 @@ function beginLastStep(
     lengthBytes: step.lengthBytes,
     offset: step.offset,
     done: () => runSteps(steps, wait),
-    again: () => {
-      try {
-        performIo(step);
-      } catch (error) {
-        steps.throw(error);
-        throw error;
-      }
-      runSteps(steps, wait);
-    },
+    again: () => runSteps(steps, wait, next),
   };
 }
 

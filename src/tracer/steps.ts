@@ -36,9 +36,16 @@ export function performIo(step: Exclude<Step, { kind: 'wait' }>): void {
   }
 }
 
-/** Runs steps to their end in this thread. `wait` sleeps on a word of the shared memory. */
-export function runSteps<T>(steps: Steps<T>, wait: (word: number, value: number) => void): T {
-  const last = runStepsUntil(steps, wait, NEVER);
+/**
+ * Runs steps to their end in this thread. `wait` sleeps on a word of the shared memory. `next`: where they stand, if they were
+ * begun; its step, if there is one, is not done yet.
+ */
+export function runSteps<T>(
+  steps: Steps<T>,
+  wait: (word: number, value: number) => void,
+  next: IteratorResult<Step, T> = steps.next(),
+): T {
+  const last = runStepsUntil(steps, wait, NEVER, next);
   assert(last.done === true, 'steps run to their end');
   return last.value;
 }
@@ -53,8 +60,8 @@ export function runStepsUntil<T>(
   steps: Steps<T>,
   wait: (word: number, value: number) => void,
   isTaken: (step: Step) => boolean,
+  next: IteratorResult<Step, T> = steps.next(),
 ): IteratorResult<Step, T> {
-  let next = steps.next();
   while (next.done !== true) {
     const step = next.value;
     if (isTaken(step)) return next;
