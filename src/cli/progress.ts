@@ -1,4 +1,5 @@
 /** A bar with rate and time left, on a terminal only. */
+import type { SingleBar } from 'cli-progress';
 import type { Progress } from '../index.js';
 import type { Io } from './io.js';
 import { formatSize } from './quantities.js';
@@ -17,18 +18,26 @@ export interface ProgressBar {
   stop(): void;
 }
 
-/** Undefined where nobody looks. */
-export async function progressBar(io: Io): Promise<ProgressBar | undefined> {
-  if (io.terminal === undefined) return undefined;
+/** A bar with this text around it, not started yet. Its library is loaded only here. */
+export async function singleBar(stream: NodeJS.WritableStream, format: string): Promise<SingleBar> {
   const { default: progress } = await import('cli-progress');
-  const bar = new progress.SingleBar({
-    stream: io.terminal,
-    format: '{label} {bar} {percentage}% | {done} of {all} | {rate}/s | {eta_formatted} left',
+  return new progress.SingleBar({
+    stream,
+    format,
     hideCursor: false,
     clearOnComplete: true,
     barCompleteChar: '#',
     barIncompleteChar: '.',
   });
+}
+
+/** Undefined where nobody looks. */
+export async function progressBar(io: Io): Promise<ProgressBar | undefined> {
+  if (io.terminal === undefined) return undefined;
+  const bar = await singleBar(
+    io.terminal,
+    '{label} {bar} {percentage}% | {done} of {all} | {rate}/s | {eta_formatted} left',
+  );
   let phase: Progress['phase'] | undefined;
   let startedMs = 0;
   return {

@@ -4,9 +4,12 @@ import type { UpdateImageResult } from '../index.js';
 import { CowbirdError } from '../sys/errors.js';
 import { VERSION } from '../version.js';
 import { abortedStatus, type Io, processIo } from './io.js';
+import { singleBar } from './progress.js';
 import { programHelp, synopsis } from './spec/help.js';
 import { UPDATE_EXIT, UPDATE_IMG } from './spec/update-img.js';
 import type { UpdateMessage } from './update-worker.js';
+
+const BAR_FORMAT = '{bar} {percentage}% | {value} of {total} blocks | {eta_formatted}';
 
 export interface UpdateRequest {
   snapshot: string;
@@ -38,7 +41,8 @@ export async function main(argv: string[], io: Io = processIo(), update: Update 
     io.err(`update-img: ${parsed}\nUsage: update-img ${synopsis(UPDATE_IMG.options, UPDATE_IMG.operands)}\n`);
     return UPDATE_EXIT.mismatch;
   }
-  const bar = await progressBar(io);
+  // On a terminal only; stdout keeps the lines that scripts read.
+  const bar = io.terminal === undefined ? undefined : await singleBar(io.terminal, BAR_FORMAT);
   try {
     const listener: UpdateListener = {
       onStart: ({ totalBlocks, progressBlocks }) => {
@@ -99,26 +103,6 @@ function reportFailure(io: Io, error: unknown): number {
     `update-img: A mistake in Cowbird, please report it: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`,
   );
   return UPDATE_EXIT.blockErrors;
-}
-
-interface Bar {
-  start(total: number, startValue: number): void;
-  update(value: number): void;
-  stop(): void;
-}
-
-/** On a terminal only; stdout keeps the lines that scripts read. */
-async function progressBar(io: Io): Promise<Bar | undefined> {
-  if (io.terminal === undefined) return undefined;
-  const { default: progress } = await import('cli-progress');
-  return new progress.SingleBar({
-    stream: io.terminal,
-    format: '{bar} {percentage}% | {value} of {total} blocks | {eta_formatted}',
-    hideCursor: false,
-    clearOnComplete: true,
-    barCompleteChar: '#',
-    barIncompleteChar: '.',
-  });
 }
 
 /** Copies in a thread of its own, which an interrupt ends between two transfers. */
