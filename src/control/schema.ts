@@ -169,10 +169,3 @@ export interface OperationResults {
   daemonStop: Record<string, never>;
   daemonRestart: DaemonStatus;
 }
-
-export interface ErrorBody {
-  code: string;
-  errno: number;
-  message: string;
-  outcome: 'refused' | 'failed' | 'partial';
-}

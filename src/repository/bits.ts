@@ -17,13 +17,6 @@ export function hasBit(bits: Uint8Array, block: number): boolean {
   return ((bits[Math.floor(block / 8)] ?? 0) & (1 << (block % 8))) !== 0;
 }
 
-/** Whether any block of the region is set. */
-export function regionHasBits(bits: Uint8Array, region: number): boolean {
-  const at = region * BYTES_PER_REGION;
-  for (let i = at; i < at + BYTES_PER_REGION; i++) if (bits[i] !== 0) return true;
-  return false;
-}
-
 /** Blocks of a region, from its first one as 0: `[start, end)`. */
 export interface Span {
   start: number;
