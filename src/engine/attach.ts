@@ -20,6 +20,7 @@ import type { SavedVolume, VolumeRecord } from './records.js';
 import { attachedPath } from './saved-state.js';
 import { describeAttached } from './status.js';
 import { saveRecord } from './tracking.js';
+import type { AttachedVolume } from './types.js';
 import { Volume } from './volume.js';
 
 export interface AttachParams {
@@ -34,12 +35,12 @@ export interface AttachParams {
 export const DEFAULT_WORKERS = Math.max(4, Math.min(8, cpus().length * 2));
 const EBUSY = 16;
 
-/** Attaches an origin. Everything is undone when a step fails. */
+/** Attaches an origin; `attached` is the answer that the keeper has, too. Everything is undone when a step fails. */
 export async function attachVolume(
   context: EngineContext,
   params: AttachParams,
   onAttention: (id: string) => void,
-): Promise<Volume> {
+): Promise<{ volume: Volume; attached: AttachedVolume }> {
   const { origin, name, link } = checkAttach(context, params);
   const raw = params.raw === true;
   return undoing(context, async (undo) => {
@@ -80,9 +81,9 @@ export async function attachVolume(
     });
     saveAttached(context);
     failPoint('attached');
-    const result = describeAttached(record);
-    await keeper.call('putVolume', { volume: record, done: { requestId: currentRequestId(), result } });
-    return volume;
+    const attached = describeAttached(record);
+    await keeper.call('putVolume', { volume: record, done: { requestId: currentRequestId(), result: attached } });
+    return { volume, attached };
   });
 }
 

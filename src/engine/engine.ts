@@ -22,7 +22,7 @@ import { loadAttached } from './saved-state.js';
 import type { Keeper } from './services.js';
 import type { Outcome } from './settling.js';
 import { type SetupParams, setupSnapshot, setupTogether } from './setup.js';
-import { changesReport, describeAttached, describeVolume, StatusFile, statusDocument } from './status.js';
+import { changesReport, describeVolume, StatusFile, statusDocument } from './status.js';
 import { closeSnapshotDevice, DEFAULT_CACHE_BYTES, requireTransition, saveRecord, tracked } from './tracking.js';
 import {
   destroy,
@@ -178,14 +178,13 @@ export class Engine {
 
   attach(params: AttachParams): Promise<AttachedVolume> {
     return this.#change(async () => {
-      const volume = await attachVolume(this.#context, params, () => this.#wakeWatch());
+      const { volume, attached } = await attachVolume(this.#context, params, () => this.#wakeWatch());
       this.#context.emit({
         event: 'volume.attached',
         level: 'info',
         message: `${volume.record.origin} is ${volume.record.device.node}`,
         volume: volume.record.name,
       });
-      const attached = describeAttached(volume.record);
       for (const message of attached.warnings ?? []) {
         this.#context.emit({ event: 'volume.warning', level: 'warning', message, volume: volume.record.name });
       }
