@@ -1,5 +1,5 @@
 /** Block devices and loop devices: sizes, claims, and the loop driver's ioctls (linux/fs.h, linux/loop.h). */
-import { readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { fstatSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { errnoOfError, SystemError } from './errors.js';
 import * as libc from './libc.js';
 
@@ -49,6 +49,8 @@ const LO_FLAGS_READ_ONLY = 1;
 const LO_FLAGS_PARTSCAN = 8;
 const LO_FLAGS_DIRECT_IO = 16;
 const EBUSY = 16;
+const EIO = 5;
+const SECTOR_BYTES = 512;
 
 export interface LoopOptions {
   readOnly: boolean;
@@ -58,6 +60,9 @@ export interface LoopOptions {
 
 /**
  * Binds the lowest free loop device to an open file, with direct I/O. Returns its node, `/dev/loop3`.
+ *
+ * Kernels before 6.17 take the size from the inode in memory, and FUSE has none there before somebody asks for it: on such a
+ * kernel (Debian 12 has 6.1) a device bound without this look has no sectors at all.
  *
  * struct loop_config: u32 fd, u32 block_size, struct loop_info64 (232 bytes), u64 reserved[8]. loop_info64 has lo_flags at
  * byte 52 and lo_file_name at byte 56.
@@ -70,6 +75,7 @@ export function bindLoop(backingFd: number, backingName: string, options: LoopOp
     LO_FLAGS_DIRECT_IO + (options.readOnly ? LO_FLAGS_READ_ONLY : 0) + (options.partitionScan ? LO_FLAGS_PARTSCAN : 0);
   config.writeUInt32LE(flags, 8 + 52);
   config.write(backingName.slice(-63), 8 + 56, 63, 'utf8');
+  const sizeBytes = fstatSync(backingFd).size;
   const control = libc.open('/dev/loop-control', libc.O_RDWR);
   try {
     // Another process may take the number between the two calls: then the next free one is asked for.
@@ -79,6 +85,7 @@ export function bindLoop(backingFd: number, backingName: string, options: LoopOp
       const fd = libc.open(node, libc.O_RDWR);
       try {
         libc.ioctl(fd, LOOP_CONFIGURE, config, `LOOP_CONFIGURE ${node}`);
+        requireSize(fd, node, sizeBytes);
         return node;
       } catch (error) {
         if (errnoOfError(error) !== EBUSY) throw error;
@@ -90,6 +97,14 @@ export function bindLoop(backingFd: number, backingName: string, options: LoopOp
   } finally {
     libc.close(control);
   }
+}
+
+/** A device of another size would end writes early, or lose the end of the volume: it is given back. */
+function requireSize(fd: number, node: string, sizeBytes: number): void {
+  const deviceBytes = blockDeviceSizeBytes(fd);
+  if (deviceBytes === sizeBytes - (sizeBytes % SECTOR_BYTES)) return;
+  libc.ioctlNumber(fd, LOOP_CLR_FD, 0, `LOOP_CLR_FD ${node}`);
+  throw new SystemError('LOOP_CONFIGURE', EIO, `${node} has ${deviceBytes} bytes, its file ${sizeBytes}`);
 }
 
 /** Ends a loop device; with openers left the kernel ends it when the last one closes. */
