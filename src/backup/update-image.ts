@@ -5,19 +5,27 @@
  * counted and the rest goes on; the image is synced before success is told. Killed at any point it can be run again with the
  * same arguments: it writes the same bytes to the same places.
  */
-import { closeSync, constants, fstatSync, fsyncSync, openSync, writeSync } from 'node:fs';
+import { closeSync, constants, fstatSync, fsyncSync, openSync } from 'node:fs';
 import type { BlockRun, PositionedReader } from '../cow/file.js';
 import { BLOCK_SIZE_BYTES, blockCount } from '../cow/geometry.js';
 import type { CowHeader } from '../cow/header.js';
 import { blockDeviceSizeBytes } from '../sys/blkdev.js';
-import { assert, CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
+import { assert, CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
+import {
+  type CopyResult,
+  type CopySource,
+  copyGroups,
+  type Group,
+  type Range,
+  readWhole,
+  TRANSFER_BYTES,
+} from './copy-groups.js';
 
-const TRANSFER_BYTES = 1_048_576;
 /** Runs closer than this are read in one go: reading 64 KiB more costs less than another request. */
 const GAP_BYTES_MAX = 65_536;
 
 export interface UpdateRequest {
-  source: PositionedReader;
+  source: CopySource;
   /** Changed blocks, ascending, inside the volume. Taken as it goes: read a list that may yet prove wrong to its end first. */
   changed: Iterable<BlockRun>;
   imagePath: string;
@@ -26,15 +34,7 @@ export interface UpdateRequest {
   signal?: AbortSignal | undefined;
 }
 
-export interface UpdateResult {
-  changedBlocks: number;
-  writtenBytes: number;
-  errors: number;
-  /** The first failures, in words with their offsets. */
-  failures: string[];
-}
-
-const FAILURES_KEPT = 10;
+export type UpdateResult = CopyResult;
 
 /**
  * Whether this COW file lists the changes from an image to this snapshot.
@@ -70,14 +70,13 @@ export function updateImage(request: UpdateRequest): UpdateResult {
   try {
     requireSize(fd, request.imagePath, source.lengthBytes);
     const result: UpdateResult = { changedBlocks: 0, writtenBytes: 0, errors: 0, failures: [] };
-    const buffer = Buffer.alloc(TRANSFER_BYTES);
-    for (const group of mergeRuns(request.changed, source.lengthBytes)) {
-      if (request.signal?.aborted === true) {
-        throw new CowbirdError('EINTR', 'Interrupted: run it again with the same arguments', { outcome: 'partial' });
-      }
-      copyGroup(fd, source, group, buffer, result);
-      request.onProgress?.(result.changedBlocks);
-    }
+    copyGroups(mergeRuns(request.changed, source.lengthBytes), {
+      source,
+      fd,
+      result,
+      onProgress: request.onProgress,
+      signal: request.signal,
+    });
     makeDurable(fd, request.imagePath);
     return result;
   } finally {
@@ -113,17 +112,8 @@ function makeDurable(fd: number, path: string): void {
   }
 }
 
-interface Range {
-  offset: number;
-  lengthBytes: number;
-}
-
-/** Ranges that are read in one transfer, first to last. */
-type Group = Range[];
-
 function* mergeRuns(runs: Iterable<BlockRun>, sizeBytes: number): Generator<Group, void, undefined> {
-  let group: Group = [];
-  let start = 0;
+  let group: [Range, ...Range[]] | undefined;
   let nextBlock = 0;
   const blocks = blockCount(sizeBytes);
   for (const run of runs) {
@@ -137,98 +127,26 @@ function* mergeRuns(runs: Iterable<BlockRun>, sizeBytes: number): Generator<Grou
     let offset = run.firstBlock * BLOCK_SIZE_BYTES;
     const end = Math.min(nextBlock * BLOCK_SIZE_BYTES, sizeBytes);
     while (offset < end) {
-      const last = group.at(-1);
-      const gap = last === undefined ? 0 : offset - last.offset - last.lengthBytes;
-      if (last !== undefined && (gap > GAP_BYTES_MAX || offset + BLOCK_SIZE_BYTES > start + TRANSFER_BYTES)) {
+      if (group !== undefined && !isClose(group, offset)) {
         yield group;
-        group = [];
+        group = undefined;
       }
-      if (group.length === 0) start = offset;
-      const lengthBytes = Math.min(end - offset, start + TRANSFER_BYTES - offset);
-      group.push({ offset, lengthBytes });
-      offset += lengthBytes;
+      const start: number = group?.[0].offset ?? offset;
+      const range = { offset, lengthBytes: Math.min(end - offset, start + TRANSFER_BYTES - offset) };
+      if (group === undefined) group = [range];
+      else group.push(range);
+      offset += range.lengthBytes;
     }
   }
-  if (group.length > 0) yield group;
+  if (group !== undefined) yield group;
 }
 
-function copyGroup(fd: number, source: PositionedReader, group: Group, buffer: Buffer, result: UpdateResult): void {
+/** Whether a block at `offset` is better read with the group before it. */
+function isClose(group: Group, offset: number): boolean {
   const [first] = group;
-  const last = group.at(-1);
-  if (first === undefined || last === undefined) return;
-  const lengthBytes = last.offset + last.lengthBytes - first.offset;
-  try {
-    readWhole(source, buffer.subarray(0, lengthBytes), first.offset);
-  } catch (error) {
-    // One bad block must not take its neighbours with it: each block on its own.
-    for (const range of group) copyByBlock(fd, source, range, buffer, result, messageOf(error));
-    return;
-  }
-  for (const { offset, lengthBytes: rangeBytes } of group) {
-    const at = offset - first.offset;
-    writeRange(fd, buffer.subarray(at, at + rangeBytes), offset, result);
-  }
-}
-
-function copyByBlock(
-  fd: number,
-  source: PositionedReader,
-  range: Range,
-  buffer: Buffer,
-  result: UpdateResult,
-  cause: string,
-): void {
-  const end = range.offset + range.lengthBytes;
-  for (let offset = range.offset; offset < end; offset += BLOCK_SIZE_BYTES) {
-    const piece = buffer.subarray(0, Math.min(BLOCK_SIZE_BYTES, end - offset));
-    try {
-      readWhole(source, piece, offset);
-    } catch (error) {
-      fail(result, `block at ${offset}: ${messageOf(error)} (${cause})`);
-      continue;
-    }
-    writeRange(fd, piece, offset, result);
-  }
-}
-
-/** Writes a range. Where that fails, each of its blocks on its own: one bad block must not take its neighbours with it. */
-function writeRange(fd: number, bytes: Uint8Array, offset: number, result: UpdateResult): void {
-  try {
-    writeWhole(fd, bytes, offset);
-    result.writtenBytes += bytes.byteLength;
-    result.changedBlocks += blockCount(bytes.byteLength);
-  } catch (error) {
-    if (bytes.byteLength <= BLOCK_SIZE_BYTES) {
-      fail(result, `write at ${offset}: ${messageOf(error)}`);
-      return;
-    }
-    for (let at = 0; at < bytes.byteLength; at += BLOCK_SIZE_BYTES) {
-      writeRange(fd, bytes.subarray(at, at + BLOCK_SIZE_BYTES), offset + at, result);
-    }
-  }
-}
-
-function writeWhole(fd: number, bytes: Uint8Array, offset: number): void {
-  let done = 0;
-  while (done < bytes.byteLength) {
-    const count = writeSync(fd, bytes, done, bytes.byteLength - done, offset + done);
-    if (count <= 0) throw new CowbirdError('EIO', `nothing was written at ${offset + done}`, { outcome: 'failed' });
-    done += count;
-  }
-}
-
-function fail(result: UpdateResult, message: string): void {
-  result.errors++;
-  if (result.failures.length < FAILURES_KEPT) result.failures.push(message);
-}
-
-function readWhole(source: PositionedReader, bytes: Uint8Array, offset: number): void {
-  let done = 0;
-  while (done < bytes.byteLength) {
-    const count = source.read(bytes.subarray(done), offset + done);
-    if (count <= 0) throw new CowbirdError('EIO', `nothing to read at ${offset + done}`, { outcome: 'failed' });
-    done += count;
-  }
+  const last = group.at(-1) ?? first;
+  const gapBytes = offset - last.offset - last.lengthBytes;
+  return gapBytes <= GAP_BYTES_MAX && offset + BLOCK_SIZE_BYTES <= first.offset + TRANSFER_BYTES;
 }
 
 /** The blocks that differ between a snapshot and an image, found by reading both: for when no list of changes is left. */

@@ -3,7 +3,7 @@
  * the progress bar. Arguments: snapshot, image, and the COW file unless contents are to be compared.
  */
 import { parentPort } from 'node:worker_threads';
-import type { UpdateImageResult } from '../index.js';
+import type { UpdateImageResult } from '../backup/update-from-snapshot.js';
 import { codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 
 export type UpdateMessage =
@@ -15,7 +15,7 @@ export type UpdateMessage =
 const REPORT_EVERY_MS = 100;
 
 async function run(post: (message: UpdateMessage) => void): Promise<void> {
-  const { updateImageFromSnapshot } = await import('../index.js');
+  const { updateImageFromSnapshot } = await import('../backup/update-from-snapshot.js');
   const [snapshot = '', image = '', cowFile] = process.argv.slice(2);
   let last = 0;
   const result = await updateImageFromSnapshot({

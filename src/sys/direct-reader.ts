@@ -20,6 +20,8 @@ const BUFFER_BYTES = 1_048_576;
 export class DirectReader {
   readonly lengthBytes: number;
   readonly isDirect: boolean;
+  /** The descriptor, for other transfers past the page cache beside those of `read()`; undefined where there can be none. */
+  readonly directFd: number | undefined;
   readonly #fd: number;
   readonly #address: number;
   readonly #bytes: Uint8Array;
@@ -34,6 +36,7 @@ export class DirectReader {
       direct = false;
     }
     this.isDirect = direct;
+    this.directFd = direct ? this.#fd : undefined;
     const stats = fstatSync(this.#fd);
     if (!stats.isFile() && !stats.isBlockDevice()) {
       libc.close(this.#fd);
