@@ -39,24 +39,25 @@ const EINTR = 4;
 /** A file or a disk behind a descriptor that somebody else opened and will close. */
 export class FdDevice implements BlockDevice {
   readonly sizeBytes: number;
-  readonly #fd: number;
+  /** For transfers beside those of this class. */
+  readonly fd: number;
   readonly #hasHoles: boolean;
 
   /** `hasHoles`: a regular file, whose holes SEEK_DATA tells. */
   constructor(fd: number, sizeBytes: number, hasHoles: boolean) {
     assert(Number.isSafeInteger(sizeBytes) && sizeBytes >= 0, `device size ${sizeBytes} is a byte count`);
-    this.#fd = fd;
+    this.fd = fd;
     this.sizeBytes = sizeBytes;
     this.#hasHoles = hasHoles;
   }
 
   read(buffer: IoBuffer, bufferOffset: number, lengthBytes: number, offset: number): void {
-    this.#checkRange(buffer, bufferOffset, lengthBytes, offset);
+    this.checkRange(buffer, bufferOffset, lengthBytes, offset);
     this.#transfer(libc.fast.pread, 'pread', buffer.address + bufferOffset, lengthBytes, offset);
   }
 
   write(buffer: IoBuffer, bufferOffset: number, lengthBytes: number, offset: number): void {
-    this.#checkRange(buffer, bufferOffset, lengthBytes, offset);
+    this.checkRange(buffer, bufferOffset, lengthBytes, offset);
     this.#transfer(libc.fast.pwrite, 'pwrite', buffer.address + bufferOffset, lengthBytes, offset);
   }
 
@@ -66,21 +67,21 @@ export class FdDevice implements BlockDevice {
       () => `zero range ${offset}+${lengthBytes}`,
     );
     const mode = libc.FALLOC_FL_KEEP_SIZE + (unmap ? libc.FALLOC_FL_PUNCH_HOLE : libc.FALLOC_FL_ZERO_RANGE);
-    while (libc.fast.fallocate(this.#fd, mode, offset, lengthBytes) !== 0) {
+    while (libc.fast.fallocate(this.fd, mode, offset, lengthBytes) !== 0) {
       const errno = libc.lastErrno();
       if (errno !== EINTR) throw new SystemError('fallocate', errno, `${offset}+${lengthBytes}`);
     }
   }
 
   flush(): void {
-    while (libc.fast.fdatasync(this.#fd) !== 0) {
+    while (libc.fast.fdatasync(this.fd) !== 0) {
       const errno = libc.lastErrno();
       if (errno !== EINTR) throw new SystemError('fdatasync', errno);
     }
   }
 
   nextData(offset: number, end: number): number {
-    return this.#hasHoles ? libc.nextData(this.#fd, offset, end) : offset;
+    return this.#hasHoles ? libc.nextData(this.fd, offset, end) : offset;
   }
 
   #transfer(
@@ -92,7 +93,7 @@ export class FdDevice implements BlockDevice {
   ): void {
     let done = 0;
     while (done < lengthBytes) {
-      const count = call(this.#fd, address + done, lengthBytes - done, offset + done);
+      const count = call(this.fd, address + done, lengthBytes - done, offset + done);
       if (count > 0) {
         done += count;
         continue;
@@ -102,7 +103,7 @@ export class FdDevice implements BlockDevice {
     }
   }
 
-  #checkRange(buffer: IoBuffer, bufferOffset: number, lengthBytes: number, offset: number): void {
+  checkRange(buffer: IoBuffer, bufferOffset: number, lengthBytes: number, offset: number): void {
     assert(
       lengthBytes > 0 && offset >= 0 && offset + lengthBytes <= this.sizeBytes,
       () => `range ${offset}+${lengthBytes} lies in a device of ${this.sizeBytes} bytes`,

@@ -15,10 +15,11 @@ import { assert, errnoOfError, messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { VolumeMemory, Word } from '../tracer/layout.js';
 import { readSnapshot } from '../tracer/snapshot-view.js';
-import { runSteps, runStepsUntil, type Step, type Steps } from '../tracer/steps.js';
+import { performIo, runSteps, runStepsUntil, type Step, type Steps } from '../tracer/steps.js';
 import { type RequestContext, Tracer } from '../tracer/tracer.js';
 import { Batch } from './batch.js';
 import { arm, withFailPoints } from './fail-points.js';
+import { SideBySide } from './side-by-side.js';
 import type { FromWorker, ToWorker, WorkerSession, WorkerStart, WorkerStore, WorkerVolume } from './worker-messages.js';
 
 /** A sleeper looks again at the latest after this time, so that a lost wake-up costs time, never a hang. */
@@ -56,6 +57,7 @@ export class PoolWorker {
     (session) => session.onError,
     (session) => this.#sessionEnded(session),
   );
+  readonly #sideBySide = new SideBySide();
   #isDeep = false;
   #stopping = false;
 
@@ -265,7 +267,11 @@ export class PoolWorker {
       sizeBytes: volume.sizeBytes,
       readOnly: true,
       read: (buffer, lengthBytes, offset) =>
-        runSteps(readSnapshot(tracer, buffer, DATA_OFFSET, lengthBytes, offset), wait),
+        runSteps(
+          readSnapshot(tracer, { buffer, at: DATA_OFFSET, scratch: this.#context.scratch }, lengthBytes, offset),
+          wait,
+          (step) => this.#sideBySide.perform(step),
+        ),
       write: readOnly,
       zero: readOnly,
       flush: () => undefined,
@@ -303,7 +309,7 @@ function beginLastStep(
     lengthBytes: step.lengthBytes,
     offset: step.offset,
     done: () => runSteps(steps, wait),
-    again: () => runSteps(steps, wait, next),
+    again: () => runSteps(steps, wait, performIo, next),
   };
 }
 

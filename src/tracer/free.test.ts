@@ -34,7 +34,8 @@ function write({ tracer }: World, block: number, value: number): void {
 
 function snapshotOf({ tracer, origin }: World): Buffer {
   const buffer = bufferOf(origin.sizeBytes);
-  runSteps(readSnapshot(tracer, buffer, 0, origin.sizeBytes, 0), noWait);
+  const target = { buffer, at: 0, scratch: bufferOf(4 * BLOCK_BYTES) };
+  runSteps(readSnapshot(tracer, target, origin.sizeBytes, 0), noWait);
   return Buffer.from(buffer.bytes);
 }
 

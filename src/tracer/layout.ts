@@ -195,14 +195,39 @@ export class VolumeMemory {
     return isBitSet(this.map, block);
   }
 
+  /** Of the current snapshot. */
+  get #freeMap(): Int32Array {
+    return this.freeMaps[this.get(Word.MAP) === 0 ? 0 : 1];
+  }
+
   /** Whether a block was free at T0: then the snapshot has zeros there, whatever is written since. */
   isFree(block: number): boolean {
-    return this.get(Word.FREE) !== 0 && isBitSet(this.freeMaps[this.get(Word.MAP) === 0 ? 0 : 1], block);
+    return this.get(Word.FREE) !== 0 && isBitSet(this.#freeMap, block);
   }
 
   /** Whether the old contents of a block have to be saved before it is written: neither saved yet, nor free at T0. */
   isToBeSaved(block: number): boolean {
     return !this.isMarked(block) && !this.isFree(block);
+  }
+
+  /** First block in `[from, end)` that was free at T0, or `end`. */
+  nextFree(from: number, end: number): number {
+    return this.get(Word.FREE) === 0 ? end : nextBit(this.#freeMap, from, end, 0);
+  }
+
+  /** First block in `[from, end)` that was in use at T0, or `end`. */
+  nextInUse(from: number, end: number): number {
+    return this.get(Word.FREE) === 0 ? from : nextBit(this.#freeMap, from, end, -1);
+  }
+
+  /** First marked block in `[from, end)`, or `end`. */
+  nextMarked(from: number, end: number): number {
+    return nextBit(this.map, from, end, 0);
+  }
+
+  /** First block in `[from, end)` that is not marked, or `end`. */
+  nextUnmarked(from: number, end: number): number {
+    return nextBit(this.map, from, end, -1);
   }
 
   /** Marks blocks `first` to `last`; counts those that were not marked yet. Returns how many those were. */
@@ -234,6 +259,19 @@ export class VolumeMemory {
 
 export function isBitSet(map: Int32Array, block: number): boolean {
   return (Atomics.load(map, block >>> 5) & (1 << (block & 31))) !== 0;
+}
+
+/** First bit in `[from, end)` that differs from those of `passed` (0 or -1), or `end`. */
+function nextBit(map: Int32Array, from: number, end: number, passed: 0 | -1): number {
+  let block = from;
+  while (block < end) {
+    const found = (Atomics.load(map, block >>> 5) ^ passed) & (-1 << (block & 31));
+    const wordStart = block - (block & 31);
+    // The lowest bit that is set.
+    if (found !== 0) return Math.min(end, wordStart + 31 - Math.clz32(found & -found));
+    block = wordStart + 32;
+  }
+  return end;
 }
 
 /** Sets bits `first` to `last`; returns how many were clear. */

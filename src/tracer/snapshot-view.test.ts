@@ -73,7 +73,12 @@ describe('readSnapshot()', () => {
     const { tracer, grow, announce } = growing();
     grow();
     const buffer = bufferOf(BLOCK_BYTES);
-    const steps = readSnapshot(tracer, buffer, 0, BLOCK_BYTES, KEPT * BLOCK_BYTES);
+    const steps = readSnapshot(
+      tracer,
+      { buffer, at: 0, scratch: bufferOf(BLOCK_BYTES) },
+      BLOCK_BYTES,
+      KEPT * BLOCK_BYTES,
+    );
     assert.equal(advance(steps)?.kind, 'wait');
     announce();
     const read = advance(steps);
@@ -85,7 +90,12 @@ describe('readSnapshot()', () => {
   it('gives zeros for a block that a growing store took in and wrote while it was read', () => {
     const { origin, tracer, grow, announce } = growing();
     const buffer = bufferOf(BLOCK_BYTES);
-    const steps = readSnapshot(tracer, buffer, 0, BLOCK_BYTES, FREE * BLOCK_BYTES);
+    const steps = readSnapshot(
+      tracer,
+      { buffer, at: 0, scratch: bufferOf(BLOCK_BYTES) },
+      BLOCK_BYTES,
+      FREE * BLOCK_BYTES,
+    );
     const read = advance(steps);
     assert.equal(read?.kind, 'read');
     grow();
@@ -97,7 +107,12 @@ describe('readSnapshot()', () => {
 
   it('fails with EIO for a block that is marked and not saved, as a failed snapshot has', () => {
     const { memory, tracer } = growing();
-    const steps = readSnapshot(tracer, bufferOf(BLOCK_BYTES), 0, BLOCK_BYTES, 3 * BLOCK_BYTES);
+    const steps = readSnapshot(
+      tracer,
+      { buffer: bufferOf(BLOCK_BYTES), at: 0, scratch: bufferOf(BLOCK_BYTES) },
+      BLOCK_BYTES,
+      3 * BLOCK_BYTES,
+    );
     const read = advance(steps);
     tracer.fail(27);
     memory.mark(3, 3);

@@ -8,8 +8,19 @@
 import type { BlockDevice, IoBuffer } from '../block/device.js';
 import { assert } from '../sys/errors.js';
 
+export interface ReadStep {
+  kind: 'read';
+  device: BlockDevice;
+  buffer: IoBuffer;
+  at: number;
+  lengthBytes: number;
+  offset: number;
+}
+
 export type Step =
-  | { kind: 'read'; device: BlockDevice; buffer: IoBuffer; at: number; lengthBytes: number; offset: number }
+  | ReadStep
+  /** Reads into memory that does not overlap, in any order or at the same time; all have ended when this has, failed or not. */
+  | { kind: 'readTogether'; reads: readonly ReadStep[] }
   | { kind: 'write'; device: BlockDevice; buffer: IoBuffer; at: number; lengthBytes: number; offset: number }
   | { kind: 'zero'; device: BlockDevice; lengthBytes: number; offset: number; unmap: boolean }
   | { kind: 'flush'; device: BlockDevice }
@@ -18,11 +29,16 @@ export type Step =
 
 export type Steps<T = void> = Generator<Step, T, undefined>;
 
+export type IoStep = Exclude<Step, { kind: 'wait' }>;
+
 /** Executes one I/O step on its device. */
-export function performIo(step: Exclude<Step, { kind: 'wait' }>): void {
+export function performIo(step: IoStep): void {
   switch (step.kind) {
     case 'read':
       step.device.read(step.buffer, step.at, step.lengthBytes, step.offset);
+      break;
+    case 'readTogether':
+      for (const read of step.reads) performIo(read);
       break;
     case 'write':
       step.device.write(step.buffer, step.at, step.lengthBytes, step.offset);
@@ -37,15 +53,16 @@ export function performIo(step: Exclude<Step, { kind: 'wait' }>): void {
 }
 
 /**
- * Runs steps to their end in this thread. `wait` sleeps on a word of the shared memory. `next`: where they stand, if they were
- * begun; its step, if there is one, is not done yet.
+ * Runs steps to their end in this thread. `wait` sleeps on a word of the shared memory; `perform` executes the I/O. `next`: where
+ * they stand, if they were begun; its step, if there is one, is not done yet.
  */
 export function runSteps<T>(
   steps: Steps<T>,
   wait: (word: number, value: number) => void,
+  perform: (step: IoStep) => void = performIo,
   next: IteratorResult<Step, T> = steps.next(),
 ): T {
-  const last = runStepsUntil(steps, wait, NEVER, next);
+  const last = runStepsUntil(steps, wait, NEVER, perform, next);
   assert(last.done === true, 'steps run to their end');
   return last.value;
 }
@@ -60,6 +77,7 @@ export function runStepsUntil<T>(
   steps: Steps<T>,
   wait: (word: number, value: number) => void,
   isTaken: (step: Step) => boolean,
+  perform: (step: IoStep) => void = performIo,
   next: IteratorResult<Step, T> = steps.next(),
 ): IteratorResult<Step, T> {
   while (next.done !== true) {
@@ -67,7 +85,7 @@ export function runStepsUntil<T>(
     if (isTaken(step)) return next;
     try {
       if (step.kind === 'wait') wait(step.word, step.value);
-      else performIo(step);
+      else perform(step);
     } catch (error) {
       next = steps.throw(error);
       continue;

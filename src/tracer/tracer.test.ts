@@ -50,7 +50,7 @@ function deviceStore(blocks: number): { config: StoreConfig; device: MemoryDevic
 function snapshotOf(world: World): Buffer {
   const { sizeBytes } = world.origin;
   const buffer = bufferOf(sizeBytes);
-  runSteps(readSnapshot(world.tracer, buffer, 0, sizeBytes, 0), noWait);
+  runSteps(readSnapshot(world.tracer, { buffer, at: 0, scratch: bufferOf(4 * BLOCK_BYTES) }, sizeBytes, 0), noWait);
   return Buffer.from(buffer.bytes);
 }
 
@@ -83,7 +83,7 @@ function* perform(world: World, op: Op, worker: number, userSectors: number, t0:
     yield* world.tracer.zero(context, offset, lengthBytes, true);
   } else if (world.memory.get(Word.MODE) === Mode.SNAPSHOT) {
     const buffer = bufferOf(lengthBytes);
-    yield* readSnapshot(world.tracer, buffer, 0, lengthBytes, offset);
+    yield* readSnapshot(world.tracer, { buffer, at: 0, scratch: bufferOf(4 * BLOCK_BYTES) }, lengthBytes, offset);
     assert.ok(
       Buffer.from(buffer.bytes).equals(t0.subarray(offset, offset + lengthBytes)),
       'a read in between is of T0',

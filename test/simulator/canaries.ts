@@ -57,7 +57,32 @@ export const CANARIES: readonly Canary[] = [
   {
     name: 'no second look after a snapshot read',
     file: 'tracer/snapshot-view.js',
-    edits: [{ find: `while (again < stopBytes) {`, replace: 'while (false) {' }],
+    edits: [{ find: `yield* lookAgain(piece, unsaved, before);`, replace: '' }],
+    by: 'simulator',
+  },
+  {
+    name: 'saved block read into its place while the origin is read over it',
+    file: 'tracer/snapshot-view.js',
+    edits: [{ find: `if (!isReadOver) {`, replace: 'if (true) {' }],
+    by: 'simulator',
+  },
+  {
+    name: 'second look before the origin is read',
+    file: 'tracer/snapshot-view.js',
+    edits: [
+      {
+        find: `yield* readAll(reads);
+    for (`,
+        replace: `yield* lookAgain(piece, unsaved, before);
+    yield* readAll(reads);
+    for (`,
+      },
+      {
+        find: `to);
+    yield* lookAgain(piece, unsaved, before);`,
+        replace: 'to);',
+      },
+    ],
     by: 'simulator',
   },
   {

@@ -9,7 +9,8 @@ import type { BlockDevice, IoBuffer } from '../../src/block/device.js';
 import { assert, SystemError } from '../../src/sys/errors.js';
 import type { Step } from '../../src/tracer/steps.js';
 
-export type IoStep = Exclude<Step, { kind: 'wait' }>;
+/** One transfer, zeroing or flush of one disk. */
+export type IoStep = Exclude<Step, { kind: 'wait' | 'readTogether' }>;
 export type Random = (below: number) => number;
 
 export const SECTOR_BYTES = 512;

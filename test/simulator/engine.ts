@@ -329,8 +329,8 @@ export class Engine {
 const USER_BLOCKS = 20;
 
 /** The last step of a write: it needs nothing of its worker any more. */
-function isTransferring({ io }: Thread): boolean {
-  return io !== undefined && io.owner === 'user' && io.step.kind === 'write';
+function isTransferring({ ios }: Thread): boolean {
+  return ios.length > 0 && ios.every(({ owner, step }) => owner === 'user' && step.kind === 'write');
 }
 
 function takeMail(worker: Worker): void {

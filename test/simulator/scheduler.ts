@@ -17,7 +17,8 @@ export class Thread {
   userBytes: Uint8Array | undefined;
   steps: Steps | undefined;
   step: Step | undefined;
-  io: Io | undefined;
+  /** What its step does; several go on at the same time. */
+  ios: Io[] = [];
   condition: () => boolean = () => true;
   /** Hears of the end of its steps. */
   onEnd: (error: unknown) => void = () => undefined;
@@ -33,7 +34,7 @@ export class Thread {
   start(steps: Steps, onEnd: (error: unknown) => void): void {
     this.steps = steps;
     this.step = undefined;
-    this.io = undefined;
+    this.ios = [];
     this.originError = undefined;
     this.anyError = undefined;
     this.onEnd = onEnd;
@@ -101,17 +102,18 @@ export class Scheduler {
   }
 
   #turn(thread: Thread): void {
-    if (thread.io === undefined) {
-      this.#resume(thread, undefined);
-    } else if (thread.io.advance()) {
-      const { error } = thread.io;
-      if (error !== undefined) this.#noteError(thread, thread.io, error);
-      thread.io = undefined;
-      this.#resume(thread, error);
-    }
+    const going = thread.ios.filter(({ isDone }) => !isDone);
+    const io = going[going.length > 1 ? this.#parts.random(going.length) : 0];
+    if (io !== undefined) io.advance();
+    if (thread.ios.some(({ isDone }) => !isDone)) return;
+    const failed = thread.ios.filter(({ error }) => error !== undefined);
+    thread.ios = [];
+    for (const each of failed) this.#noteError(thread, each);
+    this.#resume(thread, failed[0]?.error);
   }
 
-  #noteError(thread: Thread, io: Io, error: SystemError): void {
+  #noteError(thread: Thread, io: Io): void {
+    const { error } = io;
     thread.anyError = error;
     const isOfRequest = io.owner === 'user' || io.step.kind === 'flush' || io.step.kind === 'read';
     if (io.disk === this.#parts.origin && isOfRequest) thread.originError = error;
@@ -140,7 +142,9 @@ export class Scheduler {
       return;
     }
     thread.step = next.value;
-    if (next.value.kind !== 'wait') thread.io = this.#issue(thread, next.value);
+    const step = next.value;
+    if (step.kind === 'readTogether') thread.ios = step.reads.map((read) => this.#issue(thread, read));
+    else if (step.kind !== 'wait') thread.ios = [this.#issue(thread, step)];
   }
 
   #end(thread: Thread, error: unknown): void {
@@ -185,7 +189,7 @@ export class Scheduler {
 
   /** The process has died: what the kernel has in hand comes to its end, or is cut short. */
   reap(): void {
-    for (const thread of this.threads) thread.io?.finish();
+    for (const thread of this.threads) for (const io of thread.ios) io.finish();
     this.#drop();
   }
 

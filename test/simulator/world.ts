@@ -254,7 +254,8 @@ export class World {
     if (kind === 'write') steps = tracer.write(context, buffer, 0, lengthBytes, offset);
     else if (kind === 'zero') steps = tracer.zero(context, offset, lengthBytes, unmap);
     else if (kind === 'flush') steps = tracer.flush();
-    else if (kind === 'snapshotRead') steps = readSnapshot(tracer, buffer, 0, lengthBytes, offset);
+    else if (kind === 'snapshotRead')
+      steps = readSnapshot(tracer, { buffer, at: 0, scratch: context.scratch }, lengthBytes, offset);
     else steps = readOrigin(this.origin, buffer, lengthBytes, offset);
     thread.start(steps, (error) => this.#answer(request, thread, buffer.bytes, error));
   }
