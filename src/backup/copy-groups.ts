@@ -9,11 +9,11 @@
  * A transfer that is not whole is done again in this thread, at last block by block: one bad block is counted and must not take
  * its neighbours with it.
  */
-import { closeSync, constants, openSync, writeSync } from 'node:fs';
+import { closeSync, writeSync } from 'node:fs';
 import type { PositionedReader } from '../cow/file.js';
 import { BLOCK_SIZE_BYTES, blockCount } from '../cow/geometry.js';
-import { CowbirdError, errnoOfError, messageOf } from '../sys/errors.js';
-import { Lanes } from '../sys/lanes.js';
+import { CowbirdError, messageOf } from '../sys/errors.js';
+import { Lanes, openDirect } from '../sys/lanes.js';
 
 export const TRANSFER_BYTES = 1_048_576;
 const LANES = 8;
@@ -23,7 +23,6 @@ const READS_AHEAD = 4;
 const DIRECT_WRITE_BYTES_MIN = 65_536;
 const SECTOR_BYTES = 512;
 const FAILURES_KEPT = 10;
-const EINVAL = 22;
 
 export interface Range {
   offset: number;
@@ -66,16 +65,6 @@ export function copyGroups(groups: Iterable<Group>, request: CopyRequest): void 
   } finally {
     copier.drain();
     if (directFd !== undefined) closeSync(directFd);
-  }
-}
-
-/** The same file again, past the page cache; undefined where its file system has no such way. */
-function openDirect(fd: number): number | undefined {
-  try {
-    return openSync(`/proc/self/fd/${fd}`, constants.O_RDWR | constants.O_DIRECT);
-  } catch (error) {
-    if (errnoOfError(error) === EINVAL) return undefined;
-    throw error;
   }
 }
 

@@ -17,7 +17,6 @@ import {
   statfsSync,
   statSync,
   unlinkSync,
-  writeSync,
 } from 'node:fs';
 import { basename, dirname, join, relative } from 'node:path';
 import { decodeHeader } from '../cow/header.js';
@@ -29,8 +28,8 @@ import * as libc from '../sys/libc.js';
 import { type MountEntry, mountOf, ownMounts } from '../sys/mounts.js';
 import { BLOCK_BYTES, VolumeMemory } from '../tracer/layout.js';
 import type { CreatedStore, HelperCalls, StoreFile } from './helper-calls.js';
+import { writeManyZeros, writeWhole, writeZeros } from './helper-writes.js';
 
-const PIECE_BYTES = 1_048_576;
 const EOPNOTSUPP = 95;
 const ON_VOLUME = new Set(['ext2', 'ext3', 'ext4', 'xfs']);
 
@@ -45,7 +44,7 @@ export function createStore(params: Params<'createStore'>): CreatedStore {
   try {
     refuseTooLarge(path, sizeBytes);
     allocate(fd, sizeBytes);
-    writeZeros(fd, 0, params.indexBytes);
+    writeManyZeros(fd, params.indexBytes);
     fsyncSync(fd);
     const stats = statSync(path);
     if (place.kind === 'origin' && isRealtimeFile(fd)) {
@@ -169,18 +168,6 @@ function allocate(fd: number, sizeBytes: number): void {
     if (errnoOfError(error) !== EOPNOTSUPP) throw error;
     writeZeros(fd, 0, sizeBytes);
   }
-}
-
-function writeZeros(fd: number, from: number, to: number): void {
-  const zeros = Buffer.alloc(Math.min(PIECE_BYTES, Math.max(to - from, 1)));
-  for (let at = from; at < to; at += zeros.byteLength) {
-    writeWhole(fd, zeros.subarray(0, Math.min(zeros.byteLength, to - at)), at);
-  }
-}
-
-function writeWhole(fd: number, bytes: Uint8Array, at: number): void {
-  let done = 0;
-  while (done < bytes.byteLength) done += writeSync(fd, bytes, done, bytes.byteLength - done, at + done);
 }
 
 function readWhole(fd: number, bytes: Uint8Array, at: number): void {

@@ -4,8 +4,9 @@
  * For copying, where a device that is asked for one thing at a time stands still in between. Where the kernel has no
  * asynchronous I/O for us (`aio.ts`) a transfer is done when it is begun: slower, and nothing else differs.
  */
+import { constants, openSync } from 'node:fs';
 import { AioQueue } from './aio.js';
-import { assert } from './errors.js';
+import { assert, errnoOfError } from './errors.js';
 import * as libc from './libc.js';
 
 export interface LaneTransfer {
@@ -18,6 +19,7 @@ export interface LaneTransfer {
 }
 
 const PAGE_BYTES = 4096;
+const EINVAL = 22;
 
 export class Lanes {
   readonly count: number;
@@ -78,5 +80,15 @@ export class Lanes {
     const found = this.#buffers[lane];
     assert(found !== undefined, () => `there is a lane ${lane}`);
     return found;
+  }
+}
+
+/** The same file opened again, past the page cache, for the caller to close; undefined where its file system has no such way. */
+export function openDirect(fd: number): number | undefined {
+  try {
+    return openSync(`/proc/self/fd/${fd}`, constants.O_RDWR | constants.O_DIRECT);
+  } catch (error) {
+    if (errnoOfError(error) === EINVAL) return undefined;
+    throw error;
   }
 }
