@@ -8,6 +8,7 @@ import { type StoreInUse, Tracer } from '../tracer/tracer.js';
 import { runStepsAsync } from './async-steps.js';
 import type { Pool } from './pool.js';
 import type { VolumeRecord } from './records.js';
+import type { MappedPart } from './worker-messages.js';
 
 /** This process's duplicates of the keeper's descriptors. */
 export interface VolumeFds {
@@ -23,6 +24,7 @@ export class Volume {
   readonly origin: BlockDevice;
   readonly tracer: Tracer;
   readonly #pool: Pool;
+  readonly #mappings: MappedPart[] = [];
   /** Duplicates for the snapshot: its FUSE descriptor and a store of its own. */
   snapshotFuseFd: number | undefined;
   storeFd: number | undefined;
@@ -34,7 +36,13 @@ export class Volume {
     this.#pool = pool;
     const { sizeBytes, isFile } = record.opened;
     this.memory = new VolumeMemory(
-      { map: (offset, lengthBytes) => libc.mapShared(fds.memory, offset, lengthBytes) },
+      {
+        map: (offset, lengthBytes) => {
+          const mapping = libc.mapShared(fds.memory, offset, lengthBytes);
+          this.#mappings.push({ offset, lengthBytes, address: mapping.address });
+          return mapping;
+        },
+      },
       this.blockCount,
     );
     this.origin = new FdDevice(fds.origin, sizeBytes, isFile);
@@ -64,7 +72,7 @@ export class Volume {
       originFd: this.fds.origin,
       originIsFile: opened.isFile,
       readOnly: opened.readOnly,
-      memoryFd: this.fds.memory,
+      memory: this.#mappings,
     });
   }
 

@@ -16,7 +16,17 @@ export interface WorkerVolume {
   originFd: number;
   originIsFile: boolean;
   readOnly: boolean;
-  memoryFd: number;
+  memory: MappedPart[];
+}
+
+/**
+ * A part of a volume's memory file, as the control thread has mapped it. Workers look at the same mapping: one of their own
+ * would cost page tables for each, and count each page once more.
+ */
+export interface MappedPart {
+  offset: number;
+  lengthBytes: number;
+  address: number;
 }
 
 export interface WorkerSession {

@@ -172,7 +172,13 @@ export class PoolWorker {
 
   #addVolume(config: WorkerVolume): void {
     const memory = new VolumeMemory(
-      { map: (offset, lengthBytes) => libc.mapShared(config.memoryFd, offset, lengthBytes) },
+      {
+        map: (offset, lengthBytes) => {
+          const part = config.memory.find((each) => each.offset === offset && each.lengthBytes === lengthBytes);
+          assert(part !== undefined, () => `memory at ${offset} of volume ${config.id} is mapped`);
+          return libc.viewOf(part.address, lengthBytes);
+        },
+      },
       config.blockCount,
     );
     const origin = new FdDevice(config.originFd, config.sizeBytes, config.originIsFile);

@@ -213,9 +213,14 @@ export function mapPages(lengthBytes: number): Mapping {
   return toMapping(raw.mmap(0, lengthBytes, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS, -1, 0), lengthBytes);
 }
 
+/** Another thread's mapping of this process. */
+export function viewOf(address: number, lengthBytes: number): Mapping {
+  return { address, lengthBytes, bytes: koffi.view(BigInt(address), lengthBytes) };
+}
+
 function toMapping(address: number, lengthBytes: number): Mapping {
   if (address === -1) throw new SystemError('mmap', koffi.errno(), `${lengthBytes} bytes`);
-  return { address, lengthBytes, bytes: koffi.view(BigInt(address), lengthBytes) };
+  return viewOf(address, lengthBytes);
 }
 
 /** Ends a mapping. Every view on it must be unreachable by then: touching one afterwards ends the process. */
