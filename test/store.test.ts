@@ -1,6 +1,7 @@
 /** The store: full, grown, trimmed around, written by others. */
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { describe, it, type TestContext } from 'node:test';
 import * as cowbird from '../src/index.js';
 import { CANNOT, copy, digestOf, fill, Lab, MIB, run, until } from './lab.js';
@@ -49,6 +50,25 @@ describe('the store', { skip: CANNOT }, () => {
     });
     assert.equal(result.errors, 0);
     assert.equal(digestOf(image), digestOf(snapshot), 'the failed snapshot’s file lists every change');
+  });
+
+  it('elsewhere: goes with its snapshot when that is destroyed while dormant, and its path can be used again', async (t) => {
+    const lab = new Lab(t);
+    const node = await lab.attached('volume', 64 * MIB);
+    await lab.mkfs(node, 'ext4');
+    const elsewhere = lab.path('elsewhere');
+    mkdirSync(elsewhere);
+    await run('mount', '-t', 'tmpfs', '-o', 'size=40m', 'tmpfs', elsewhere);
+    lab.onEnd(() => run('umount', elsewhere));
+    const store = join(elsewhere, 'cow');
+    for (let round = 0; round < 2; round++) {
+      const mnt = await lab.mount(node);
+      await cowbird.setupSnapshot(node, store, 110, { storeBytes: 20 * MIB }, lab.client);
+      await run('umount', mnt);
+      await until('it is dormant', async () => (await lab.status(110)).state === 1);
+      await cowbird.destroy(110, lab.client);
+      assert.equal(existsSync(store), false, 'the file is left behind');
+    }
   });
 
   it('grows by expand-cow-file, and the snapshot is what it was', async (t) => {

@@ -121,7 +121,7 @@ async function planNext(context: EngineContext, params: ToSnapshotParams): Promi
   };
 }
 
-/** Ends tracking. Deletes the current COW file when active or failed; leaves it, removable, when dormant or unverified. */
+/** Ends tracking. Deletes the current COW file; leaves it, removable, when it is unverified or cannot be reached. */
 export async function destroy(context: EngineContext, minor: number): Promise<void> {
   const target = tracked(context, minor);
   const { volume, snapshot } = target;
@@ -129,7 +129,8 @@ export async function destroy(context: EngineContext, minor: number): Promise<vo
   const state = currentState(target);
   await closeSnapshotDevice(context, target);
   const reachable = isMountedWritable(mountsOn(volume.record.device.node)) || snapshot.store.kind === 'device';
-  const leave = /^(dormant|unverified)/.test(state) || !reachable;
+  // A file elsewhere can be removed whether or not the volume is mounted; one that nobody has verified may not be ours.
+  const leave = state.startsWith('unverified') || !reachable;
   await endTracking(context, volume, leave);
   context.emit({ event: 'snapshot.destroyed', level: 'info', message: `Minor ${minor} ended`, minor });
 }

@@ -76,7 +76,7 @@ export const SNAPSHOT_COMMANDS: readonly CommandSpec[] = [
     name: 'destroy',
     summary: 'End a snapshot or incremental tracking',
     description: [
-      "Removes the snapshot's device and ends tracking. The COW file is deleted when the snapshot is active or failed; a dormant or unverified one is left. Refused (EBUSY) while the snapshot's device is open.",
+      "Removes the snapshot's device and ends tracking. The COW file is deleted when the snapshot is active or failed; an unverified one is left, and so is a dormant one on the volume itself, which is not mounted then. Refused (EBUSY) while the snapshot's device is open.",
     ],
     operands: [MINOR],
     options: [JSON_OPTION],

@@ -68,7 +68,7 @@ const TRANSITIONS: readonly CommandSpec[] = [
     name: 'destroy',
     summary: 'End a snapshot or incremental tracking',
     description: [
-      'Deletes the COW file when the snapshot is active or failed; leaves it when it is dormant or unverified.',
+      'Deletes the COW file when the snapshot is active or failed; leaves it when it is unverified, or dormant and on the volume itself.',
     ],
     operands: [MINOR],
     options: [],
