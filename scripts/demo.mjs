@@ -1,5 +1,6 @@
 /**
- * `npm run demo`: the nine steps on a mounted, busy ext4 in an image file, each checked bit for bit.
+ * `npm run demo`: the nine steps on a mounted, busy ext4 in an image file, each checked bit for bit; then backups to a
+ * repository as one command.
  *
  * Everything lies in one folder with a fixed name, so that a run after `kill -9` finds and clears what that one left. Where
  * devices cannot be had (no root, a container) the same steps run on a plain image, through the same write path.
@@ -124,6 +125,7 @@ async function nineSteps() {
   await step('7 remove the old COW file', () => command('rm', join(mountPoint, '.cow1')));
   await step('8 transition-to-incremental, for the next round', () => cowbird.transitionToIncremental(minor, client));
   await step('9 destroy', () => cowbird.destroy(minor, client));
+  await repositoryIn(cowbird, device, client);
   await stopWriter();
   await step('mount the updated image, look into it, fsck it', async () => {
     await command('mount', '-o', 'loop', image, checkPoint);
@@ -138,6 +140,42 @@ async function nineSteps() {
   });
 }
 
+/** The same as one command: three versions in a repository, the oldest mounted, the newest restored. */
+async function repositoryIn(cowbird, device, client) {
+  const repository = join(BASE, 'repository');
+  const oldest = join(BASE, 'oldest');
+  mkdirSync(oldest);
+  for (let version = 1; version <= 3; version++) {
+    const made = await step(`cowbird backup: version ${version}`, () => cowbird.backup(device, repository, { client }));
+    console.log(`    ${made.reason}; frozen for ${made.freezeMs} ms`);
+    if (version < 3)
+      await command(
+        'dd',
+        'if=/dev/urandom',
+        `of=${join(mountPoint, `new${version}`)}`,
+        'bs=1M',
+        'count=2',
+        'status=none',
+      );
+  }
+  await step('cowbird mount of the oldest: it has the payload, and nothing newer', async () => {
+    await cowbird.mount(`${repository}@1`, oldest, { client });
+    await equal(join(oldest, 'payload'), join(mountPoint, 'payload'), 'files of version 1 and volume');
+    if (existsSync(join(oldest, 'new1'))) throw new Error('version 1 has a later file');
+    await cowbird.umount(oldest);
+  });
+  await step('cowbird restore of the newest to an image, mount, fsck', async () => {
+    const restored = join(BASE, 'restored.img');
+    await cowbird.restore(repository, restored);
+    await command('mount', '-o', 'loop', restored, checkPoint);
+    await equal(join(checkPoint, 'new2'), join(mountPoint, 'new2'), 'files of version 3 and volume');
+    await command('umount', checkPoint);
+    await command('e2fsck', '-fn', restored);
+  });
+  const tracked = (await cowbird.info(undefined, client)).devices;
+  for (const { minor } of tracked) await cowbird.destroy(minor, client);
+}
+
 /** Takes everything down that this or an earlier demo put up. Never throws: each piece is tried on its own. */
 async function clear() {
   await stopWriter();
@@ -149,7 +187,7 @@ async function clear() {
   const mounts = readFileSync('/proc/self/mountinfo', 'utf8')
     .split('\n')
     .map((line) => line.split(' ')[4]);
-  for (const point of mounts.filter((path) => path === mountPoint || path === checkPoint))
+  for (const point of mounts.filter((path) => [mountPoint, checkPoint, join(BASE, 'oldest')].includes(path)))
     await attempt(() => command('umount', point));
   const { daemonStatus, stopDaemon, info, destroy, listVolumes, detach } = await load('index.js');
   const status = await daemonStatus({ env }).catch(() => undefined);

@@ -1,11 +1,10 @@
 /**
  * Cowbird as a library: the operations of the command line as typed async functions. The command line uses nothing else.
  *
- * `backup`, `listVersions`, `verify`, `restore`, `prune` and `versionChanges` work in this process, on a repository, with no
- * daemon and no root. Every other function talks to the daemon of `COWBIRD_RUN_DIR` (`/run/cowbird`) and starts it when it is
- * not running. They throw
- * {@link CowbirdError}: `code` and `errno` as the field's tools use them, and `outcome`: `refused` (nothing changed),
- * `failed` or `partial`.
+ * `backup` of what is not attached, `listVersions`, `verify`, `restore`, `prune` and `versionChanges` work in this process, on a
+ * repository, with no daemon and no root. Every other function talks to the daemon of `COWBIRD_RUN_DIR` (`/run/cowbird`) and
+ * starts it when it is not running. They throw {@link CowbirdError}: `code` and `errno` as the field's tools use them, and
+ * `outcome`: `refused` (nothing changed), `failed` or `partial`.
  */
 import { resolve } from 'node:path';
 import { type ClientOptions, call, daemonStatus, events } from './control/client.js';
@@ -25,6 +24,14 @@ import { CowbirdError } from './sys/errors.js';
 import { VERSION } from './version.js';
 
 export { type BackupOptions, type BackupSummary, backup } from './backup/backup.js';
+export {
+  type DeviceOptions,
+  device,
+  type MountedVersion,
+  mount,
+  umount,
+  type VersionDevice,
+} from './backup/device.js';
 export { type Progress, parseVersionName, parseVersionRange, type RepositoryOptions } from './backup/repository-at.js';
 export {
   listVersions,

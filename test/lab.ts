@@ -134,12 +134,15 @@ export class Lab {
     return at;
   }
 
-  /** Writes, rewrites and removes files until it is stopped, which says whether no write had failed until then. */
-  writer(mountPoint: string): () => Promise<boolean> {
+  /**
+   * Writes, rewrites and removes files until it is stopped, which says whether no write had failed until then.
+   * `restSeconds`: between two writes, so that something else gets on too.
+   */
+  writer(mountPoint: string, restSeconds = 0): () => Promise<boolean> {
     const loop =
-      'i=0; while :; do i=$((i+1)); dd if=/dev/urandom of="$0/w$((i%9))" bs=16k count=$((i%12+1)) conv=fsync status=none || exit; rm -f "$0/w$(((i+4)%9))"; done';
+      'i=0; while :; do [ "$1" = 0 ] || sleep "$1"; i=$((i+1)); dd if=/dev/urandom of="$0/w$((i%9))" bs=16k count=$((i%12+1)) conv=fsync status=none || exit; rm -f "$0/w$(((i+4)%9))"; done';
     // A group of its own: whatever it has started ends with it.
-    const child = spawn('sh', ['-c', loop, mountPoint], { stdio: 'ignore', detached: true });
+    const child = spawn('sh', ['-c', loop, mountPoint, String(restSeconds)], { stdio: 'ignore', detached: true });
     const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()));
     const stop = async (): Promise<boolean> => {
       const goesOn = child.exitCode === null && child.signalCode === null;

@@ -6,27 +6,51 @@
  */
 import { realpathSync, statSync } from 'node:fs';
 import { dirname, join, relative, resolve } from 'node:path';
+import type { ClientOptions } from '../control/client.js';
+import { devicesBelow } from '../engine/lookup.js';
 import { DiskFiles } from '../repository/disk-files.js';
 import { IMAGE } from '../repository/layout.js';
-import type { VersionRecord } from '../repository/manifest.js';
+import type { SourceIdentity, VersionRecord } from '../repository/manifest.js';
 import { pruneVersions } from '../repository/prune.js';
 import type { Repository } from '../repository/repository.js';
 import { keptVersions } from '../repository/retention.js';
+import type { WorkerPool } from '../repository/runner.js';
+import type { BackupSource } from '../repository/source.js';
 import { newestOf } from '../repository/state.js';
 import { createVersion, type UpdateResult } from '../repository/update.js';
-import { CowbirdError } from '../sys/errors.js';
+import { deviceNumbersOn } from '../sys/blkdev.js';
+import { assert, CowbirdError } from '../sys/errors.js';
+import {
+  type AttachedSource,
+  attachedSource,
+  cowPlaces,
+  lockVolume,
+  ownTracking,
+  requireOffVolume,
+} from './attached-volume.js';
+import { type DriverRequest, openDriverSources } from './driver-source.js';
 import { openOptions, type RepositoryOptions, withRepository } from './repository-at.js';
 import { isSameSource, lockImage, type OpenSource, openScanSource } from './scan-source.js';
+import type { Hooks } from './snapshots.js';
+import { openUnmountedSource } from './unmounted-source.js';
 
 export interface BackupOptions extends RepositoryOptions {
-  /** @default 'auto' */
-  engine?: 'auto' | 'scan';
+  /** @default 'auto': `driver` for an attached volume that is mounted, `scan` for everything else */
+  engine?: 'auto' | 'driver' | 'scan';
+  /** Directory for the COW files of engine `driver`. @default the root of the volume's file system */
+  cow?: string;
   /** Keep so many of the newest versions. @default all */
   keep?: number;
   /** Copy unused blocks too. */
   whole?: boolean;
   /** Make a version although some blocks cannot be read; they are recorded. */
   skipBadBlocks?: boolean;
+  /** Hears the node of the snapshot that is copied (engine `driver`) as soon as it is there; waited for. */
+  onSnapshot?: (device: string) => Promise<void>;
+  /** Commands that the daemon runs around the freeze (engine `driver`). */
+  hooks?: Hooks;
+  /** Where the daemon is. */
+  client?: ClientOptions;
 }
 
 export interface BackupSummary {
@@ -39,8 +63,8 @@ export interface BackupSummary {
   bytesRead: number;
   /** To the repository. */
   bytesWritten: number;
-  /** How long the file system stood still. */
-  freezeMs: number;
+  /** How long the file system stood still; null where that is not known. */
+  freezeMs: number | null;
   /** Could not be read. */
   skippedBytes: number;
   /** Versions that were dropped. */
@@ -50,57 +74,142 @@ export interface BackupSummary {
 }
 
 /**
- * Makes a version of an image file or an unused disk in a repository, which is made where it does not exist.
+ * Makes a version of an attached volume, an image file or an unused disk in a repository, which is made where it does not
+ * exist.
  *
  * @throws {CowbirdError} with `refused` when nothing was changed; the versions that there were are untouched in any case.
  */
 export async function backup(source: string, repository: string, options: BackupOptions = {}): Promise<BackupSummary> {
   const path = resolve(repository);
-  const chosen = chooseEngine(source, options);
-  const opened = chosen.open();
-  let release = (): void => undefined;
+  const engine = options.engine ?? 'auto';
+  const attached = engine === 'scan' ? undefined : await attachedSource(source, options.client ?? {});
+  if (attached !== undefined) return backupAttached(attached, path, options);
+  if (engine === 'driver')
+    throw new CowbirdError(
+      'EINVAL',
+      `${source} is not an attached volume, which engine driver wants: \`cowbird attach ${source}\` makes it one`,
+    );
+  const opened = openScanSource(source);
   try {
     requireApart(opened, path);
-    const files = new DiskFiles(path);
-    files.create();
-    const open = { ...openOptions(options), mayBegin: true };
-    return await withRepository(path, 'write', open, async (held, pool) => {
-      requireSameSource(held, opened);
-      release = lockRepositoryImage(path);
-      const result = await createVersion(held, opened, {
-        engine: chosen.engine,
-        reason: held.manifest === undefined ? `the first version; ${chosen.reason}` : chosen.reason,
-        whole: options.whole === true,
-        skipBadBlocks: options.skipBadBlocks === true,
-        time: new Date(),
-        run: pool.run,
-        signal: options.signal,
-        onProgress: (phase, doneBytes, totalBytes) => options.onProgress?.({ phase, doneBytes, totalBytes }),
-      });
-      const dropped = await dropOld(held, options);
-      return summaryOf(held, result, dropped);
+    return await withNewRepository(path, options, async (held, pool) => {
+      requireSameSource(held, opened.identity);
+      const reason = engine === 'scan' ? 'scan was asked for' : 'nothing tracks the changes of this source';
+      return makeVersion(held, pool, opened, { engine: 'scan', reason, token: null, freezeMs: 0 }, options);
     });
   } finally {
-    release();
     opened.close();
   }
+}
+
+/** An attached volume: by a snapshot where it is in use, claimed where it is not. */
+async function backupAttached(found: AttachedSource, path: string, options: BackupOptions): Promise<BackupSummary> {
+  const client = options.client ?? {};
+  requireOffVolume(found, path, realPathOfNew(path).existing);
+  await ownTracking(found.volume, client);
+  const unlock = lockVolume(found, client);
+  try {
+    return await withNewRepository(path, options, async (held, pool) => {
+      // The repository may have been waited for: it may be mounted now, or not any more.
+      const attached = (await attachedSource(found.volume.device, client)) ?? found;
+      requireSameSource(held, attached.identity);
+      const newest = held.manifest === undefined ? undefined : newestOf(held.manifest);
+      const whole = options.whole === true;
+      if (!attached.isMounted && holdsFileSystem(attached)) {
+        const { source, reason, token } = await openUnmountedSource(attached, newest, whole, client);
+        const engine = source.candidates === undefined ? 'scan' : 'driver';
+        try {
+          return await makeVersion(held, pool, source, { engine, reason, token, freezeMs: 0 }, options);
+        } finally {
+          source.close();
+        }
+      }
+      return backupSnapshot(held, pool, { attached, newest, whole }, options);
+    });
+  } finally {
+    unlock();
+  }
+}
+
+async function backupSnapshot(
+  held: Repository,
+  pool: WorkerPool,
+  request: Omit<DriverRequest, 'places'>,
+  options: BackupOptions,
+): Promise<BackupSummary> {
+  const { attached } = request;
+  const client = options.client ?? {};
+  const places = cowPlaces(attached, options.cow, (await ownTracking(attached.volume, client))?.cow_file, client);
+  const [driver] = await openDriverSources([{ ...request, places }], options.hooks ?? {}, client);
+  assert(driver !== undefined, 'one request has one source');
+  const { source, reason, token, freezeMs } = driver;
+  let summary: BackupSummary | undefined;
+  let problems: string[] = [];
+  try {
+    await options.onSnapshot?.(driver.node);
+    summary = await makeVersion(held, pool, source, { engine: 'driver', reason, token, freezeMs }, options);
+  } finally {
+    problems = await driver.end(summary !== undefined);
+  }
+  summary.warnings.push(...driver.warnings, ...problems);
+  return summary;
+}
+
+/** The daemon snapshots a volume with a file system only while that is mounted. */
+function holdsFileSystem({ signature }: AttachedSource): boolean {
+  return signature !== undefined && ['ext2, ext3 or ext4', 'xfs', 'btrfs'].includes(signature.name);
+}
+
+/** Opens a repository to write, and makes its directory where there is none. */
+async function withNewRepository<T>(
+  path: string,
+  options: BackupOptions,
+  use: (held: Repository, pool: WorkerPool) => Promise<T>,
+): Promise<T> {
+  new DiskFiles(path).create();
+  return withRepository(path, 'write', { ...openOptions(options), mayBegin: true }, async (held, pool) => {
+    const release = lockRepositoryImage(path);
+    try {
+      return await use(held, pool);
+    } finally {
+      release();
+    }
+  });
+}
+
+interface Chosen {
+  engine: VersionRecord['engine'];
+  reason: string;
+  token: string | null;
+  freezeMs: number | null;
+}
+
+async function makeVersion(
+  held: Repository,
+  pool: WorkerPool,
+  source: BackupSource,
+  { engine, reason, token, freezeMs }: Chosen,
+  options: BackupOptions,
+): Promise<BackupSummary> {
+  const result = await createVersion(held, source, {
+    engine,
+    reason: held.manifest === undefined ? `the first version; ${reason}` : reason,
+    whole: options.whole === true,
+    skipBadBlocks: options.skipBadBlocks === true,
+    continuityToken: token,
+    time: new Date(),
+    run: pool.run,
+    signal: options.signal,
+    onProgress: (phase, doneBytes, totalBytes) => options.onProgress?.({ phase, doneBytes, totalBytes }),
+  });
+  const dropped = await dropOld(held, options);
+  return { ...summaryOf(held, result, dropped), freezeMs };
 }
 
 /** A virtual machine or a mount that runs from the image must not have it changed underneath. */
 function lockRepositoryImage(repository: string): () => void {
   const image = join(realpathSync(repository), IMAGE);
   return statSync(image, { throwIfNoEntry: false }) === undefined ? () => undefined : lockImage(image);
-}
-
-interface Choice {
-  engine: VersionRecord['engine'];
-  reason: string;
-  open(): OpenSource;
-}
-
-function chooseEngine(source: string, options: BackupOptions): Choice {
-  const reason = options.engine === 'scan' ? 'scan was asked for' : 'nothing tracks the changes of this source';
-  return { engine: 'scan', reason, open: () => openScanSource(source) };
 }
 
 /** The repository must not lie in what is backed up, nor the source in the repository. */
@@ -114,7 +223,8 @@ function requireApart(source: OpenSource, repository: string): void {
       `${path} lies in the repository ${repository}: a repository cannot hold its own source`,
     );
   }
-  if (statSync(existing).dev === statSync(path).rdev)
+  const below = devicesBelow(statSync(existing).dev).numbers;
+  if (deviceNumbersOn(path).some(({ number }) => below.has(number)))
     throw new CowbirdError('EINVAL', `${repository} lies on ${path}, which is to be backed up: put it on another disk`);
 }
 
@@ -132,13 +242,13 @@ export function isInside(path: string, directory: string): boolean {
   return path === directory || path.startsWith(join(directory, '/'));
 }
 
-function requireSameSource(repository: Repository, source: OpenSource): void {
+function requireSameSource(repository: Repository, identity: SourceIdentity): void {
   if (repository.manifest === undefined) return;
   const known = newestOf(repository.manifest).source;
-  if (isSameSource(known, source.identity)) return;
+  if (isSameSource(known, identity)) return;
   throw new CowbirdError(
     'EINVAL',
-    `${repository.files.path} is the repository of ${known.path} (${known.content ?? known.place}), and ${source.identity.path} is another (${source.identity.content ?? source.identity.place}): use another repository for it`,
+    `${repository.files.path} is the repository of ${known.path} (${known.content ?? known.place}), and ${identity.path} is another (${identity.content ?? identity.place}): use another repository for it`,
   );
 }
 

@@ -154,7 +154,7 @@ export function claimError(path: string, error: unknown, advice: string, rdev: n
 }
 
 /** What stays the same when a disk gets another name: backing file, device-mapper uuid, or serial number and start. */
-function placeOfDevice(path: string, rdev: number): string {
+export function placeOfDevice(path: string, rdev: number): string {
   const base = `/sys/dev/block/${deviceNumber(rdev)}`;
   const backing = readLine(`${base}/loop/backing_file`);
   if (backing !== undefined) return backing;

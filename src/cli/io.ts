@@ -14,6 +14,7 @@ export type Library = Pick<
   | 'daemonStatus'
   | 'destroy'
   | 'detach'
+  | 'device'
   | 'doctor'
   | 'events'
   | 'expandCowFile'
@@ -21,6 +22,7 @@ export type Library = Pick<
   | 'info'
   | 'listVersions'
   | 'listVolumes'
+  | 'mount'
   | 'prune'
   | 'reconfigure'
   | 'reconfigureAutoExpand'
@@ -35,6 +37,7 @@ export type Library = Pick<
   | 'transitionTogether'
   | 'transitionToIncremental'
   | 'transitionToSnapshot'
+  | 'umount'
   | 'verify'
   | 'versionChanges'
 >;

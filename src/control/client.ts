@@ -77,8 +77,13 @@ export async function daemonStatus(options: ClientOptions = {}): Promise<DaemonS
   }
 }
 
-/** The daemon's events from now on; ends with the daemon or when `signal` is aborted. */
-export async function* events(options: ClientOptions = {}): AsyncGenerator<EventRecord, void, undefined> {
+/**
+ * The daemon's events from now on; ends with the daemon or when `signal` is aborted. `onOpen` is called when no event can be
+ * missed any more.
+ */
+export async function* events(
+  options: ClientOptions & { onOpen?: () => void } = {},
+): AsyncGenerator<EventRecord, void, undefined> {
   const paths = pathsFrom(options.env ?? process.env);
   const response = await new Promise<IncomingMessage>((resolve, reject) => {
     const path = `/v${API_MAJOR}/events`;
@@ -90,6 +95,7 @@ export async function* events(options: ClientOptions = {}): AsyncGenerator<Event
     response.destroy();
     throw otherMajor(paths, response) ?? new CowbirdError('EPROTO', `The daemon in ${paths.runDir} has no events`);
   }
+  options.onOpen?.();
   try {
     for await (const line of createInterface({ input: response })) {
       if (line !== '') yield parseEvent(line);

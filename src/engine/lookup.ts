@@ -167,7 +167,7 @@ export function refuseOwnFiles(origin: string, needed: readonly string[]): void 
 }
 
 /** The block devices and image files that a file system's device stands on, all the way down. */
-function devicesBelow(dev: number): { numbers: Set<string>; files: Array<{ dev: number; ino: number }> } {
+export function devicesBelow(dev: number): { numbers: Set<string>; files: Array<{ dev: number; ino: number }> } {
   const found = { numbers: new Set<string>(), files: [] as { dev: number; ino: number }[] };
   const loops = boundLoops();
   const visit = (name: string): void => {

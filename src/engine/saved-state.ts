@@ -202,6 +202,15 @@ export function seriesPath(stateDir: string, uuid: string): string {
 
 /** What the state directory knows of a COW file of an origin. A damaged entry is as good as none, and is reported. */
 export function findSeries(stateDir: string, origin: string, cowFile: string, emit: Emit): SavedSeries | undefined {
+  return latestSeries(stateDir, (saved) => saved.origin === origin && saved.cowFile === cowFile, emit);
+}
+
+/** The series that was saved last among those that are wanted. */
+export function latestSeries(
+  stateDir: string,
+  isWanted: (saved: SavedSeries) => boolean,
+  emit: Emit,
+): SavedSeries | undefined {
   const directory = join(stateDir, 'series');
   let found: { saved: SavedSeries; savedMs: number } | undefined;
   for (const name of seriesNames(directory)) {
@@ -209,7 +218,7 @@ export function findSeries(stateDir: string, origin: string, cowFile: string, em
     try {
       const saved = decodeSeries(readStateFile(path));
       if (seriesPath(stateDir, saved.uuid) !== path) throw damaged(`it is the file of series ${saved.uuid}`);
-      if (saved.origin !== origin || saved.cowFile !== cowFile) continue;
+      if (!isWanted(saved)) continue;
       // One that was never ended may have had the same COW file: the later one is the one that is there.
       const savedMs = statSync(path).mtimeMs;
       if (found === undefined || savedMs > found.savedMs) found = { saved, savedMs };

@@ -19,5 +19,5 @@ export interface BackupSource {
    * Called when all was read, before the commit. Throws where what was read is not one state: the source was written
    * meanwhile, or its snapshot failed. Then there is no version.
    */
-  readonly confirm?: (() => void) | undefined;
+  readonly confirm?: (() => void | Promise<void>) | undefined;
 }

@@ -42,7 +42,7 @@ export interface UpdateResult {
 export interface PreparedVersion {
   readonly version: VersionRecord;
   /** Makes it count. @throws what the source's `confirm` throws, or writing; then there is no version. */
-  commit(): UpdateResult;
+  commit(): Promise<UpdateResult>;
   /** Takes it back. */
   abort(): void;
 }
@@ -96,9 +96,13 @@ interface Written {
   result: UpdateResult;
 }
 
-function commitWritten(repository: Repository, source: BackupSource, { manifest, result }: Written): UpdateResult {
+async function commitWritten(
+  repository: Repository,
+  source: BackupSource,
+  { manifest, result }: Written,
+): Promise<UpdateResult> {
   try {
-    source.confirm?.();
+    await source.confirm?.();
     repository.commit(manifest);
     nameImage(repository.files);
     repository.seal();

@@ -44,8 +44,11 @@ function minorOf(dev: number): number {
 
 const LOOP_CONFIGURE = 0x4c0a;
 const LOOP_CLR_FD = 0x4c01;
+const LOOP_SET_STATUS64 = 0x4c04;
+const LOOP_GET_STATUS64 = 0x4c05;
 const LOOP_CTL_GET_FREE = 0x4c82;
 const LO_FLAGS_READ_ONLY = 1;
+const LO_FLAGS_AUTOCLEAR = 4;
 const LO_FLAGS_PARTSCAN = 8;
 const LO_FLAGS_DIRECT_IO = 16;
 const EBUSY = 16;
@@ -96,6 +99,21 @@ export function bindLoop(backingFd: number, backingName: string, options: LoopOp
     throw new SystemError('LOOP_CONFIGURE', EBUSY, 'no free loop device after 64 tries');
   } finally {
     libc.close(control);
+  }
+}
+
+/** Lets a loop device end when its last opener closes it: for one that is mounted. */
+export function setAutoClear(node: string): void {
+  const info = Buffer.alloc(232);
+  const fd = libc.open(node, libc.O_RDONLY);
+  try {
+    libc.ioctl(fd, LOOP_GET_STATUS64, info, `LOOP_GET_STATUS64 ${node}`);
+    const flags = info.readUInt32LE(52);
+    if (Math.floor(flags / LO_FLAGS_AUTOCLEAR) % 2 === 1) return;
+    info.writeUInt32LE(flags + LO_FLAGS_AUTOCLEAR, 52);
+    libc.ioctl(fd, LOOP_SET_STATUS64, info, `LOOP_SET_STATUS64 ${node}`);
+  } finally {
+    libc.close(fd);
   }
 }
 

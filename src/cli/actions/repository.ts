@@ -9,7 +9,7 @@ import { damageText, versionsText } from '../repository-tables.js';
 import { EXIT } from '../spec/cowbird.js';
 import { type Action, answer, type Call, operand } from './call.js';
 
-const ENGINES = ['auto', 'scan'] as const;
+const ENGINES = ['auto', 'driver', 'scan'] as const;
 const KEEP_MAX = 1_000_000;
 /** For ever, as far as a person is concerned. */
 const WAIT_MS_MAX = 2 ** 31 - 1;
@@ -55,14 +55,16 @@ const backup: Action = async (call) => {
   const name = call.value('engine') ?? 'auto';
   const engine = ENGINES.find((known) => known === name);
   if (engine === undefined)
-    throw new CowbirdError('EINVAL', `Engine \`${name}\` is not known: there are ${ENGINES.join(' and ')}`);
+    throw new CowbirdError('EINVAL', `Engine \`${name}\` is not known: there are ${ENGINES.join(', ')}`);
   const keep = countOption(call, 'keep');
   const source = operand(call, 0);
+  const cow = call.value('cow');
   const summary = await withProgress(call, (options) =>
     call.library.backup(source, operand(call, 1), {
       ...options,
       engine,
       ...(keep === undefined ? {} : { keep }),
+      ...(cow === undefined ? {} : { cow }),
       whole: call.flag('whole'),
       skipBadBlocks: call.flag('skip-bad-blocks'),
     }),
@@ -147,4 +149,28 @@ export const repositoryChanges: Action = async (call) => {
   return answer(call, report, [`${formatSize(report.bytes)}, ${counted(lines.length, 'extent')}`, ...lines].join('\n'));
 };
 
-export const repositoryActions: Readonly<Record<string, Action>> = { backup, versions, verify, restore, prune };
+const device: Action = async (call) => {
+  const made = await call.library.device(operand(call, 0), { writable: call.flag('writable') });
+  return answer(call, made, made.device);
+};
+
+const mount: Action = async (call) => {
+  const made = await call.library.mount(operand(call, 0), operand(call, 1), { writable: call.flag('writable') });
+  return answer(call, made, made.device);
+};
+
+const umount: Action = async (call) => {
+  await call.library.umount(operand(call, 0));
+  return answer(call, {}, '');
+};
+
+export const repositoryActions: Readonly<Record<string, Action>> = {
+  backup,
+  versions,
+  verify,
+  restore,
+  prune,
+  mount,
+  umount,
+  device,
+};

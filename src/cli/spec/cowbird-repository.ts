@@ -12,6 +12,11 @@ const WAIT: OptionSpec = {
   optionalValue: true,
   help: 'Wait while another process has the repository, at most SECONDS. Default: give up at once.',
 };
+const TARGET = { name: 'TARGET', help: 'REPO, REPO@N, or the minor of a snapshot.' } as const;
+const WRITABLE: OptionSpec = {
+  long: '--writable',
+  help: 'Take writes, which are kept in a file without a name in TMPDIR, and thrown away with the device.',
+};
 const RULES: readonly OptionSpec[] = [
   { long: '--keep', value: 'N', help: 'Keep the newest N versions.' },
   { long: '--keep-daily', value: 'N', help: 'Keep the last version of each of the last N days that have one.' },
@@ -24,14 +29,23 @@ export const REPOSITORY_COMMANDS: readonly CommandSpec[] = [
     name: 'backup',
     summary: 'Make a backup as a new version in a repository',
     description: [
-      'Makes a version of SOURCE in REPO, a directory, which is made where it does not exist. The first version is a full image without its zeros; later ones copy only what changed. Whatever is killed or loses power, the repository has the versions that it had, or the new one too.',
-      'Engine scan reads SOURCE and compares it with the checksums in the repository: for image files and for disks that nobody uses. SOURCE is claimed meanwhile; a mounted disk is refused (EBUSY).',
+      'Makes a version of SOURCE in REPO, a directory, which is made where it does not exist. The first version is a full image without its zeros and unused blocks; later ones copy only what changed. Whatever is killed or loses power, the repository has the versions that it had, or the new one too.',
+      'Engine driver, for an attached volume (its node, /dev/cowbird/NAME, or its origin) that is in use: takes a snapshot, copies, and goes on to incremental mode by itself; the next backup copies what the driver lists as changed. The COW file is .cowbird-N in the root of the file system; minors are taken from 255 downwards. Where nothing proves that the list is whole (an unclean stop, a full COW file, use of the disk without Cowbird, a backup to another repository in between) it says so, and compares the contents of the snapshot with the checksums in the repository. A volume that is tracked under a minor of your own is refused (EBUSY).',
+      'Engine scan, for everything else: reads SOURCE and compares it with the checksums. SOURCE is claimed meanwhile; a mounted disk that is not attached is refused (EBUSY). An attached volume that is not mounted is claimed, too; tracking that a clean stop of the daemon left is gone on with.',
       'A source that grew goes on in the same repository. A smaller one, or another disk, is refused.',
-      'Neither daemon nor root is needed. On a terminal a bar shows rate and time left; stdout stays empty, and a line on stderr sums up. With --json the last line on stdout is an object of type "summary".',
+      'Engine scan needs neither daemon nor root. On a terminal a bar shows rate and time left; stdout stays empty, and a line on stderr sums up. With --json the last line on stdout is an object of type "summary".',
     ],
-    operands: [{ name: 'SOURCE', help: 'Image file, or a disk or partition that is not in use.' }, REPO],
+    operands: [
+      { name: 'SOURCE', help: 'Attached volume, image file, or a disk or partition that is not in use.' },
+      REPO,
+    ],
     options: [
-      { long: '--engine', value: 'ENGINE', help: '`auto` or `scan`. Default: auto.' },
+      { long: '--engine', value: 'ENGINE', help: '`auto`, `driver` or `scan`. Default: auto.' },
+      {
+        long: '--cow',
+        value: 'DIRECTORY',
+        help: 'Where engine driver puts its COW files. Default: the root of the file system on the volume; where there is none, or no room, `cow` in COWBIRD_STATE_DIR.',
+      },
       { long: '--keep', value: 'N', help: 'Then drop all but the newest N versions.' },
       { long: '--whole', help: 'Copy blocks that no file uses, too.' },
       {
@@ -42,6 +56,7 @@ export const REPOSITORY_COMMANDS: readonly CommandSpec[] = [
       JSON_OPTION,
     ],
     examples: [
+      { command: 'cowbird backup /dev/cowbird/data /backup/data', meaning: 'Back up an attached volume in use.' },
       { command: 'cowbird backup disk.img /backup/disk', meaning: 'Back up an image file.' },
       { command: 'cowbird backup /dev/sdb1 /backup/sdb1 --keep 30', meaning: 'Back up a partition, keep 30 versions.' },
     ],
@@ -105,6 +120,36 @@ export const REPOSITORY_COMMANDS: readonly CommandSpec[] = [
         command: 'cowbird prune /backup/disk --keep-daily 7 --keep-weekly 5 --keep-monthly 12',
         meaning: 'Keep a week of days, five weeks and a year of months.',
       },
+    ],
+  },
+  {
+    name: 'mount',
+    summary: 'Mount a version or a snapshot',
+    description: [
+      'Mounts a version of a repository, or a snapshot, read-only and with the options that its file system needs: ext4 with noload, XFS with norecovery and nouuid. Prints the device. Every block is compared with its checksum when it is read; a damaged one is an I/O error.',
+      'The repository is locked against writers until it is unmounted, with `cowbird umount` or umount(8). Needs root.',
+    ],
+    operands: [TARGET, { name: 'DIR', help: 'Directory to mount on.' }],
+    options: [WRITABLE, JSON_OPTION],
+    examples: [{ command: 'cowbird mount /backup/disk@3 /mnt', meaning: 'Look into version 3.' }],
+  },
+  {
+    name: 'umount',
+    summary: 'Unmount a version or a snapshot, end its device',
+    description: ['Ends what `cowbird mount` or `cowbird device` began; anything else is left alone (EINVAL).'],
+    operands: [{ name: 'WHAT', help: 'Directory that is mounted on, or the device.' }],
+    options: [JSON_OPTION],
+  },
+  {
+    name: 'device',
+    summary: 'Make a block device of a version or a snapshot',
+    description: [
+      'Prints the node of a read-only block device, for dd, fsck, a virtual machine. Of a snapshot that is its own. That of a version stays until `cowbird umount` ends it; the repository is locked against writers as long. Needs root.',
+    ],
+    operands: [TARGET],
+    options: [WRITABLE, JSON_OPTION],
+    examples: [
+      { command: 'fsck -f $(cowbird device --writable /backup/disk@3)', meaning: 'Check, and even repair, for a try.' },
     ],
   },
 ];

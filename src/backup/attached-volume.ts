@@ -1,0 +1,164 @@
+/** Attached volumes as sources of a backup: which one is meant, what is on it, and whether engine `driver` may have it. */
+import { closeSync, lstatSync, mkdirSync, openSync, readFileSync, realpathSync, statSync } from 'node:fs';
+import { dirname, join, resolve } from 'node:path';
+import { type ClientOptions, call, daemonStatus } from '../control/client.js';
+import { pathsFrom } from '../control/paths.js';
+import type { SnapshotStatus, VolumeInfo } from '../control/schema.js';
+import { devicesBelow, isMountedWritable, mountsOn } from '../engine/lookup.js';
+import { isDeadLink } from '../engine/stale.js';
+import type { SourceIdentity } from '../repository/manifest.js';
+import { deviceNumbersOn } from '../sys/blkdev.js';
+import { DirectReader } from '../sys/direct-reader.js';
+import { CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
+import * as libc from '../sys/libc.js';
+import { lockHolders } from '../sys/lock-holders.js';
+import { type CowPlaces, isOwnCowFile } from './cow-files.js';
+import { placeOfDevice } from './scan-source.js';
+import { HEAD_BYTES, type Signature, signatureOf } from './signature.js';
+
+const LAST_MINOR = 255;
+/** File systems whose files can be written by address. */
+const HOLDS_STORE = new Set(['ext2', 'ext3', 'ext4', 'xfs']);
+
+export interface AttachedSource {
+  volume: VolumeInfo;
+  identity: SourceIdentity;
+  signature: Signature | undefined;
+  /** Some file system on it is mounted read-write: it can be frozen. */
+  isMounted: boolean;
+}
+
+/** The attached volume that a path names: its node, its link, or its origin. Undefined where it names none. */
+export async function attachedSource(source: string, client: ClientOptions): Promise<AttachedSource | undefined> {
+  if (!(await isDaemonThere(client))) return undefined;
+  const real = realPathOrGiven(source);
+  const { volumes } = await call('list', {}, client);
+  const volume = volumes.find(({ device, origin }) => device === real || origin === real);
+  if (volume === undefined) return undefined;
+  const reader = new DirectReader(volume.device);
+  let head: Buffer;
+  try {
+    head = Buffer.alloc(HEAD_BYTES);
+    for (let at = 0; at < HEAD_BYTES; ) {
+      const count = reader.read(head.subarray(at), at);
+      if (count === 0) break;
+      at += count;
+    }
+  } finally {
+    reader.close();
+  }
+  const signature = signatureOf(head);
+  const stats = statSync(volume.origin);
+  const identity: SourceIdentity = {
+    kind: 'volume',
+    path: volume.origin,
+    place: stats.isFile() ? volume.origin : placeOfDevice(volume.origin, stats.rdev),
+    content: signature?.id === undefined ? null : `${signature.name} ${signature.id}`,
+  };
+  return { volume, identity, signature, isMounted: isMountedWritable(mountsOn(volume.device)) };
+}
+
+/** Whoever may not talk to the daemon has no volumes that he could name. */
+async function isDaemonThere(client: ClientOptions): Promise<boolean> {
+  try {
+    return (await daemonStatus(client)) !== undefined;
+  } catch (error) {
+    if (['EACCES', 'EPERM'].includes(codeOf(errnoOfError(error)))) return false;
+    throw error;
+  }
+}
+
+function realPathOrGiven(path: string): string {
+  try {
+    return realpathSync(path);
+  } catch (error) {
+    if (codeOf(errnoOfError(error)) === 'ENOENT') return resolve(path);
+    throw error;
+  }
+}
+
+/** A repository on the volume would change what is backed up while it is written. @throws {CowbirdError} EINVAL */
+export function requireOffVolume({ volume }: AttachedSource, repository: string, existing: string): void {
+  const { dev } = statSync(existing);
+  const below = devicesBelow(dev);
+  const origin = statSync(volume.origin);
+  const isOnVolume = deviceNumbersOn(volume.device).some(({ number }) => below.numbers.has(number));
+  const isOnOrigin = below.files.some((file) => origin.isFile() && file.ino === origin.ino && file.dev === origin.dev);
+  if (!isOnVolume && !isOnOrigin) return;
+  throw new CowbirdError(
+    'EINVAL',
+    `${repository} lies on ${volume.name} (${volume.device}), which is to be backed up: put it on another disk`,
+  );
+}
+
+/** The status of the volume's tracking. @throws {CowbirdError} EBUSY for tracking of a user's own. */
+export async function ownTracking(volume: VolumeInfo, client: ClientOptions): Promise<SnapshotStatus | undefined> {
+  const { devices } = await call('info', {}, client);
+  const status = devices.find(({ block_device }) => block_device === volume.device);
+  if (status === undefined || isOwnCowFile(status.cow_file)) return status;
+  throw new CowbirdError(
+    'EBUSY',
+    `${volume.name} is tracked as minor ${status.minor} with the COW file ${status.cow_file}, which no backup made: end that first with \`cowbird destroy ${status.minor}\`, or copy from its snapshot with update-img`,
+  );
+}
+
+/**
+ * The highest minors in no use, by this daemon or another one.
+ *
+ * @throws {CowbirdError} EBUSY where there are not that many.
+ */
+export async function unusedMinors(count: number, client: ClientOptions): Promise<number[]> {
+  const { devices } = await call('info', {}, client);
+  const used = new Set(devices.map(({ minor }) => minor));
+  const unused: number[] = [];
+  for (let minor = LAST_MINOR; minor >= 0 && unused.length < count; minor--)
+    if (!used.has(minor) && !isMinorTaken(minor)) unused.push(minor);
+  if (unused.length === count) return unused;
+  throw new CowbirdError('EBUSY', `All ${LAST_MINOR + 1} minors are in use: \`cowbird info\` shows by what`);
+}
+
+/** Whether some daemon has a device of this minor. */
+export function isMinorTaken(minor: number): boolean {
+  const link = `/dev/cowbird${minor}`;
+  return lstatSync(link, { throwIfNoEntry: false }) !== undefined && !isDeadLink(link);
+}
+
+/** Where the volume's COW files are, and are to go. `cow`: a directory that the user named; `current`: the one in use. */
+export function cowPlaces(
+  { volume }: AttachedSource,
+  cow: string | undefined,
+  current: string | undefined,
+  client: ClientOptions,
+): CowPlaces {
+  const mount = mountsOn(volume.device).find(
+    ({ pid, root, fsType, readOnlySuper, readOnlyMount }) =>
+      pid === 0 && root === '/' && HOLDS_STORE.has(fsType) && !readOnlySuper && !readOnlyMount,
+  );
+  const usual = join(pathsFrom(client.env ?? process.env).stateDir, 'cow');
+  const elsewhere = cow === undefined ? usual : resolve(cow);
+  const earlier = [usual, ...(current === undefined || dirname(current) === '/' ? [] : [dirname(current)])];
+  if (cow === undefined) mkdirSync(elsewhere, { recursive: true, mode: 0o700 });
+  else if (statSync(elsewhere, { throwIfNoEntry: false })?.isDirectory() !== true)
+    throw new CowbirdError('ENOTDIR', `${cow} is no directory: --cow names one for the COW files`);
+  const { name, sizeBytes } = volume;
+  return { name, sizeBytes, root: mount?.mountPoint, elsewhere, earlier, mustElsewhere: cow !== undefined };
+}
+
+/**
+ * Keeps other backups from the volume until the returned function is called, or this process ends.
+ *
+ * @throws {CowbirdError} EBUSY, with who has it.
+ */
+export function lockVolume({ volume }: AttachedSource, client: ClientOptions): () => void {
+  const { runDir } = pathsFrom(client.env ?? process.env);
+  const path = join(runDir, `backup-${volume.name}.lock`);
+  const fd = openSync(path, 'a', 0o600);
+  if (libc.tryFlock(fd, libc.LOCK_EX)) return () => closeSync(fd);
+  closeSync(fd);
+  throw new CowbirdError('EBUSY', `${volume.name} is being backed up already${holderOf(path)}: try again later`);
+}
+
+function holderOf(path: string): string {
+  const [holder] = lockHolders(String(statSync(path).ino), readFileSync('/proc/locks', 'utf8'));
+  return holder === undefined ? '' : `, by process ${holder.pid} (${holder.command}, started ${holder.started})`;
+}

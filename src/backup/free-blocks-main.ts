@@ -1,0 +1,62 @@
+/**
+ * A process of its own that mounts a snapshot where nobody sees it, and lists the blocks that its file system does not use:
+ * `free-blocks-main NODE FSTYPE BYTES`, the list being a bitmap in the file of descriptor 3.
+ *
+ * A mount may hang, and must end with its maker: so it is not made in the command itself. It covers a directory that there is
+ * on every machine, in this process's own view: whoever is killed, and when, no directory is left.
+ */
+import { closeSync, fstatSync, openSync, realpathSync, writeSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
+import { freeRanges } from '../sys/fsmap.js';
+import * as libc from '../sys/libc.js';
+import { ownMounts } from '../sys/mounts.js';
+import { FREE_MOUNT_OPTIONS } from './free-blocks.js';
+
+const MS_RDONLY = 1;
+const MS_NOSUID_NODEV_NOEXEC = 14;
+const MS_REC_PRIVATE = 0x44000;
+const BITMAP_FD = 3;
+const BITS = 8;
+
+/** Sets the bits of blocks that lie in a free range as a whole. */
+function putRange(bitmap: Buffer, offset: number, lengthBytes: number): void {
+  const end = Math.floor((offset + lengthBytes) / BLOCK_SIZE_BYTES);
+  let block = Math.ceil(offset / BLOCK_SIZE_BYTES);
+  while (block < end) {
+    const at = Math.floor(block / BITS);
+    const isWholeByte = block % BITS === 0 && end - block >= BITS;
+    bitmap[at] = isWholeByte ? 0xff : (bitmap[at] ?? 0) | (1 << (block % BITS));
+    block += isWholeByte ? BITS : 1;
+  }
+}
+
+/** A file system that somebody unmounts meanwhile must not stay mounted because of this namespace. */
+function leaveOthers(mountPoint: string): void {
+  for (const other of ownMounts().reverse()) {
+    const isNeeded = other.mountPoint === '/' || `${mountPoint}/`.startsWith(`${other.mountPoint}/`);
+    if (other.source.startsWith('/dev/') && !isNeeded) libc.umount(other.mountPoint, libc.MNT_DETACH);
+  }
+}
+
+function main([node = '', fsType = '', bitmapBytes = '0']: string[]): void {
+  const mountPoint = realpathSync(tmpdir());
+  libc.unshareMounts();
+  libc.mount('none', '/', '', MS_REC_PRIVATE, '');
+  leaveOthers(mountPoint);
+  libc.mount(node, mountPoint, fsType, MS_RDONLY + MS_NOSUID_NODEV_NOEXEC, FREE_MOUNT_OPTIONS[fsType] ?? '');
+  try {
+    const bitmap = Buffer.alloc(Number(bitmapBytes));
+    const fd = openSync(mountPoint, 'r');
+    try {
+      for (const { offset, lengthBytes } of freeRanges(fd, fstatSync(fd).dev)) putRange(bitmap, offset, lengthBytes);
+    } finally {
+      closeSync(fd);
+    }
+    for (let at = 0; at < bitmap.byteLength; ) at += writeSync(BITMAP_FD, bitmap, at, bitmap.byteLength - at, at);
+  } finally {
+    libc.umount(mountPoint);
+  }
+}
+
+main(process.argv.slice(2));
