@@ -2,9 +2,10 @@
  * Cowbird as a library: the operations of the command line as typed async functions. The command line uses nothing else.
  *
  * `backup` of what is not attached, `listVersions`, `verify`, `restore`, `prune` and `versionChanges` work in this process, on a
- * repository, with no daemon and no root. Every other function talks to the daemon of `COWBIRD_RUN_DIR` (`/run/cowbird`) and
- * starts it when it is not running. They throw {@link CowbirdError}: `code` and `errno` as the field's tools use them, and
- * `outcome`: `refused` (nothing changed), `failed` or `partial`.
+ * repository, with no daemon and no root; `track`, `untrack` and `listTracking` in this process too, as root. Every other
+ * function talks to the daemon of `COWBIRD_RUN_DIR` (`/run/cowbird`) and starts it when it is not running. They throw
+ * {@link CowbirdError}: `code` and `errno` as the field's tools use them, and `outcome`: `refused` (nothing changed), `failed`
+ * or `partial`.
  */
 import { resolve } from 'node:path';
 import { type ClientOptions, call, daemonStatus, events } from './control/client.js';
@@ -20,6 +21,8 @@ import type {
   VolumeInfo,
 } from './control/schema.js';
 import { examineMachine } from './engine/doctor.js';
+import * as live from './live/tracker.js';
+import type { TrackingInfo } from './live/tracking.js';
 import { CowbirdError } from './sys/errors.js';
 import { VERSION } from './version.js';
 
@@ -61,6 +64,7 @@ export type {
   TakenTogether,
   VolumeInfo,
 } from './control/schema.js';
+export type { TrackingInfo } from './live/tracking.js';
 export type { SkippedRange, VersionRecord } from './repository/manifest.js';
 export type { RetentionPolicy } from './repository/retention.js';
 export type { Damage, VerifyReport } from './repository/verify.js';
@@ -274,6 +278,28 @@ export async function getFreeMinor(client: ClientOptions = {}): Promise<number> 
 /** What changed since the snapshot or since the last transition, as byte extents. */
 export async function changes(minor: number, client: ClientOptions = {}): Promise<ChangesReport> {
   return call('changes', { minor }, client);
+}
+
+/**
+ * Tracks what changes on a disk or partition inside the kernel, for a user; `started` is false where that is so already. In this
+ * process, as root, without the daemon; it goes on when the process ends.
+ */
+export async function track(device: string, user: string, client: ClientOptions = {}): Promise<{ started: boolean }> {
+  return { started: live.ensureTracked(devicePath(device), user, runDirOf(client)) };
+}
+
+/** Ends tracking inside the kernel, for one user or for all; resolves to how many had it. */
+export async function untrack(device: string, user?: string, client: ClientOptions = {}): Promise<{ ended: number }> {
+  return { ended: live.stopTracking(devicePath(device), runDirOf(client), user) };
+}
+
+/** What is tracked inside the kernel. */
+export async function listTracking(client: ClientOptions = {}): Promise<TrackingInfo[]> {
+  return live.listTracking(runDirOf(client));
+}
+
+function runDirOf(client: ClientOptions): string {
+  return pathsFrom(client.env ?? process.env).runDir;
 }
 
 /** What this machine has and lacks for Cowbird. */

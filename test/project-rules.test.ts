@@ -212,6 +212,7 @@ test('the package holds the programs and the library, and neither tests nor maps
   assert.ok(Array.isArray(packed) && packed.length === 1, 'npm pack makes one package');
   const files = filePaths(packed[0]);
   const needed = ['package.json', 'LICENSE', 'CHANGELOG.md', 'dist/src/index.js', 'dist/src/index.d.ts'];
+  needed.push('bpf/tracker.bpf.o', 'bpf/tracker.bpf.c');
   for (const name of ['check-node.js', 'package.json', 'run.js', 'cowbird', 'dbdctl', 'elioctl', 'update-img'])
     needed.push(`bin/${name}`);
   for (const name of ['cowbird', 'dbdctl', 'elioctl', 'update-img']) needed.push(`dist/src/cli/${name}.js`);

@@ -151,12 +151,13 @@ async function perform(spec: CommandSpec, command: Command, run: Run): Promise<n
 
 /** What does a command; the tables are loaded only now. */
 async function actionOf(name: string): Promise<Action> {
-  const [{ snapshotActions }, { volumeActions }, { repositoryActions }] = await Promise.all([
+  const [{ snapshotActions }, { volumeActions }, { repositoryActions }, { liveActions }] = await Promise.all([
     import('./actions/snapshots.js'),
     import('./actions/volumes.js'),
     import('./actions/repository.js'),
+    import('./actions/live.js'),
   ]);
-  const action = snapshotActions[name] ?? volumeActions[name] ?? repositoryActions[name];
+  const action = snapshotActions[name] ?? volumeActions[name] ?? repositoryActions[name] ?? liveActions[name];
   if (action === undefined) throw new Error(`no action for ${name}`);
   return action;
 }

@@ -2,9 +2,10 @@
  * Which of the three ways of seeing writes this machine has, with what each needs of kernel and packages. What a way lacks is
  * named in the order in which it would be met; nothing is loaded, mounted or opened for writing to find out.
  */
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { delimiter, join } from 'node:path';
+import { examineTracking } from '../live/support.js';
 import { errnoOfError } from '../sys/errors.js';
 import type { DoctorCheck } from './types.js';
 
@@ -14,8 +15,6 @@ interface Need {
   isThere: boolean;
   fix: string;
 }
-
-const BPF_KERNEL = [5, 17] as const;
 
 /** One check a way. The interposed one is what Cowbird works by; without it nothing does. */
 export function checkWays(): DoctorCheck[] {
@@ -30,7 +29,7 @@ export function checkWays(): DoctorCheck[] {
         fix: 'modprobe fuse, or a container that is given /dev/fuse',
       },
     ]),
-    verdict('way: live', 'warning', 'mounted disks can be tracked in place (eBPF)', liveNeeds()),
+    liveWay(),
     verdict('way: device mapper', 'warning', 'volumes of LVM and LUKS can be tracked below', mapperNeeds()),
   ];
 }
@@ -51,25 +50,14 @@ function hasFuse(): boolean {
   return /\bfuse$/m.test(readOptional('/proc/filesystems') ?? '');
 }
 
-function liveNeeds(): Need[] {
-  return [
-    {
-      what: 'live tracker in this version of Cowbird',
-      isThere: existsSync(new URL('../live/', import.meta.url)),
-      fix: 'attach the volume: that way works now',
-    },
-    {
-      what: `kernel ${BPF_KERNEL.join('.')} (this one is ${release()})`,
-      isThere: isAtLeast(release(), BPF_KERNEL),
-      fix: 'a newer kernel',
-    },
-    {
-      what: 'BTF of the kernel (/sys/kernel/btf/vmlinux)',
-      isThere: existsSync('/sys/kernel/btf/vmlinux'),
-      fix: 'a kernel with CONFIG_DEBUG_INFO_BTF=y',
-    },
-    { what: 'libbpf', isThere: hasLibrary('libbpf.so.1'), fix: 'apt-get install libbpf1' },
-  ];
+/** What it needs in particular has lines of its own. */
+function liveWay(): DoctorCheck {
+  const name = 'way: live';
+  const lacking = examineTracking().filter(({ status }) => status !== 'ok');
+  if (lacking.length === 0)
+    return { name, status: 'ok', detail: 'mounted disks are tracked and backed up in place (eBPF)' };
+  const fix = [...new Set(lacking.map((check) => check.fix ?? check.name))].join('; ');
+  return { name, status: 'warning', detail: `not here: see ${lacking.map((check) => check.name).join(', ')}`, fix };
 }
 
 function mapperNeeds(): Need[] {
@@ -106,22 +94,9 @@ export function checkPackages(): DoctorCheck[] {
   });
 }
 
-function isAtLeast(kernel: string, [wantedMajor, wantedMinor]: readonly [number, number]): boolean {
-  const [major = 0, minor = 0] = kernel.split('.').map(Number);
-  return major > wantedMajor || (major === wantedMajor && minor >= wantedMinor);
-}
-
 function hasProgram(name: string): boolean {
   const folders = [...(process.env['PATH'] ?? '').split(delimiter), '/usr/sbin', '/usr/bin', '/sbin', '/bin'];
   return folders.some((folder) => folder !== '' && existsSync(join(folder, name)));
-}
-
-/** In a folder of the loader's, or below one (`/usr/lib/x86_64-linux-gnu`). */
-function hasLibrary(name: string): boolean {
-  return ['/usr/lib', '/usr/lib64', '/lib', '/usr/local/lib'].some(
-    (folder) =>
-      existsSync(join(folder, name)) || listOptional(folder).some((inner) => existsSync(join(folder, inner, name))),
-  );
 }
 
 function readOptional(path: string): string | undefined {
@@ -129,15 +104,6 @@ function readOptional(path: string): string | undefined {
     return readFileSync(path, 'utf8');
   } catch (error) {
     if ([2, 13].includes(errnoOfError(error))) return undefined;
-    throw error;
-  }
-}
-
-function listOptional(path: string): string[] {
-  try {
-    return readdirSync(path).filter((name) => name.includes('linux-gnu'));
-  } catch (error) {
-    if ([2, 13, 20].includes(errnoOfError(error))) return [];
     throw error;
   }
 }

@@ -1,6 +1,7 @@
 /** What this machine has and lacks for Cowbird, each with what to do. Reads only; asks no file system of ours. */
 import { accessSync, constants, existsSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
+import { examineTracking } from '../live/support.js';
 import { type MemoryLimit, memoryLimitOf } from '../sys/cgroup.js';
 import { messageOf } from '../sys/errors.js';
 import { trySetIoFlusher } from '../sys/libc.js';
@@ -22,6 +23,7 @@ export function examineMachine(): DoctorCheck[] {
     checkIoFlusher(),
     checkMemoryLimit(memoryLimitOf('self'), trySetIoFlusher()),
     checkTracing(),
+    ...examineTracking(),
     ...checkLimits(),
     ...checkWays(),
     ...checkPackages(),

@@ -1,4 +1,5 @@
 /** `cowbird`, whole. */
+import { LIVE_COMMANDS } from './cowbird-live.js';
 import { REPOSITORY_COMMANDS } from './cowbird-repository.js';
 import { SNAPSHOT_COMMANDS } from './cowbird-snapshots.js';
 import { DAEMON_COMMANDS, VOLUME_COMMANDS } from './cowbird-volumes.js';
@@ -20,6 +21,7 @@ export const COWBIRD: ProgramSpec = {
   ],
   commands: [
     ...REPOSITORY_COMMANDS,
+    ...LIVE_COMMANDS,
     ...volumes,
     ...SNAPSHOT_COMMANDS,
     ...others.filter(({ name }) => name !== 'help'),

@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+/*
+ * The change tracker: one bit for each 4 KiB block of one disk, set when a write to it is over.
+ *
+ * One copy of this is loaded for each tracked disk, with its numbers in .rodata. The maps and links are pinned: it goes on when
+ * the process that loaded it is gone. No vmlinux.h: only the fields that are used, found by name (CO-RE) in the running kernel.
+ *
+ * When a bit is set. Request-based disks: at block_rq_complete, which comes after the data is on the disk and before whoever
+ * wrote it is told. Disks without requests (zram, device mapper) complete bios whose range has been used up by then, so it is
+ * noted at block_bio_queue under the bio's address, and marked at block_bio_complete. So a bit that is set after a reader cleared
+ * it means that the reader may have read old data, and a bit that is not set means that it read what is there.
+ *
+ * Three programs at each tracepoint. The kernel does not run a program inside of itself: what completes in an interrupt while the
+ * program runs for another disk would be missed, and machines with several kinds of disks would never be without a miss. Task,
+ * softirq and hardirq can be inside of each other, so of three programs in a row one is always free. The first one notes which
+ * event it did on a stack of its processor; the second does the event if it is not there (the first missed it), the third too,
+ * and takes it off. `covered` counts what the first missed and another did: as long as it equals the kernel's own count of the
+ * first one's misses, nothing was missed.
+ */
+#include <linux/types.h>
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include <bpf/bpf_core_read.h>
+
+#define CORE __attribute__((preserve_access_index))
+
+struct gendisk {
+	int major;
+	int first_minor;
+} CORE;
+struct request_queue {
+	struct gendisk *disk;
+} CORE;
+struct request {
+	struct request_queue *q;
+	unsigned int cmd_flags;
+	__u64 __sector;
+} CORE;
+/* Before Linux 5.17. */
+struct request___old {
+	struct gendisk *rq_disk;
+} CORE;
+struct block_device {
+	struct gendisk *bd_disk;
+} CORE;
+struct bvec_iter {
+	__u64 bi_sector;
+	unsigned int bi_size;
+} CORE;
+struct bio {
+	struct block_device *bi_bdev;
+	unsigned int bi_opf;
+	struct bvec_iter bi_iter;
+	void *bi_private;
+} CORE;
+
+/* Operations (linux/blk_types.h, stable since 4.10): odd ones carry data to the disk. */
+#define OP_MASK 0xff
+#define OP_WRITE 1
+#define OP_DISCARD 3
+#define OP_SECURE_ERASE 5
+#define OP_WRITE_ZEROES 9
+#define OP_DRV_IN 34
+#define OP_DRV_OUT 35
+
+#define BLOCK_SHIFT 12
+#define SECTOR_SHIFT 9
+/* 64-bit words in a page of the map: what one entry of `summary` stands for. */
+#define PAGE_WORDS_SHIFT 9
+/* More than a disk has blocks: bpf_loop's limit. */
+#define WORDS_MAX (1 << 23)
+
+/* Set between open and load. */
+const volatile __u32 disk_major = 0;
+const volatile __u32 disk_minor = 0;
+const volatile __u32 words = 1;
+/* 1: a passthrough command without data may change the disk, as with NVMe's Write Zeroes. */
+const volatile __u32 strict_passthrough = 0;
+const volatile __u64 block_count = 0;
+
+/*
+ * The layout below is read by every later Cowbird: src/live/kernel-map.ts has the same numbers. `magic` to `ready` are written
+ * by the process that loads this, `ready` last.
+ */
+#define DOUBT_COUNTERS 8
+struct state {
+	__u32 magic;
+	__u32 layout;
+	__u32 ready;
+	__u32 kind;
+	__u32 major;
+	__u32 minor;
+	__u32 words;
+	__u32 cpus;
+	__u64 block_count;
+	__u64 disk_bytes;
+	__u8 device[64];
+	__u8 map_id[32];
+	__u8 since[32];
+	/* Everything after which the map cannot be trusted; they only grow. */
+	__u64 passthrough;
+	__u64 beyond_end;
+	__u64 unknown_op;
+	__u64 unknown_bio;
+	__u64 too_many_bios;
+	__u64 no_cpu;
+	__u64 unused[2];
+};
+_Static_assert(sizeof(struct state) == 48 + 128 + 8 * DOUBT_COUNTERS, "the layout is fixed");
+struct state state;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u64);
+} dirty SEC(".maps");
+
+/* Not zero: this page of `dirty` may have bits. Set after the bit, cleared before the page is read. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u32);
+} summary SEC(".maps");
+
+/*
+ * What of a processor's stack of events can be live is at most three deep; what the third program missed stays below it until an
+ * outer event cleans up, or for good. At `LEVELS_FULL` the upper `LEVELS_KEPT` come down: reading them is not disturbed by an
+ * interrupt that does the same.
+ */
+#define LEVELS 16
+#define LEVELS_FULL 12
+#define LEVELS_KEPT 4
+struct cpu {
+	__u32 depth;
+	__u32 unused;
+	__u64 covered;
+	__u64 event[LEVELS];
+};
+_Static_assert(sizeof(struct cpu) == 16 + 8 * LEVELS, "the layout is fixed");
+
+/* Two for each processor: for events that complete, and for those that are queued. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct cpu);
+} cpus SEC(".maps");
+
+struct range {
+	__u64 first;
+	__u64 bytes;
+};
+
+/* Bios under way, by address. Only with disks without requests. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, struct range);
+} bios SEC(".maps");
+
+#define COMPLETE 0
+#define QUEUE 1
+
+static __always_inline struct cpu *this_cpu(__u32 kind)
+{
+	__u32 key = bpf_get_smp_processor_id() * 2 + kind;
+	struct cpu *cpu = bpf_map_lookup_elem(&cpus, &key);
+
+	if (!cpu)
+		__sync_fetch_and_add(&state.no_cpu, 1);
+	return cpu;
+}
+
+static __always_inline void put_event(struct cpu *cpu, __u64 event)
+{
+	__u32 depth = cpu->depth;
+
+	if (depth >= LEVELS_FULL) {
+		for (int i = 0; i < LEVELS_KEPT; i++)
+			cpu->event[i] = cpu->event[LEVELS_FULL - LEVELS_KEPT + i];
+		depth = LEVELS_KEPT;
+		barrier();
+		cpu->depth = depth;
+		barrier();
+	}
+	/* Taken before it is filled: an interrupt in between uses the level above. What is free is 0, so it finds nothing there. */
+	cpu->depth = depth + 1;
+	barrier();
+	cpu->event[depth & (LEVELS - 1)] = event;
+}
+
+/* How deep the event is in the stack; -1 when it is not there. */
+static __always_inline int find_event(struct cpu *cpu, __u64 event)
+{
+	__u32 depth = cpu->depth;
+
+	for (int i = LEVELS - 1; i >= 0; i--)
+		if (i < depth && cpu->event[i] == event)
+			return i;
+	return -1;
+}
+
+/* Takes the event off, and what was left above it by interrupts that are over. */
+static __always_inline int take_event(struct cpu *cpu, __u64 event)
+{
+	int at = find_event(cpu, event);
+
+	if (at < 0)
+		return 0;
+	cpu->event[at & (LEVELS - 1)] = 0;
+	barrier();
+	cpu->depth = at;
+	return 1;
+}
+
+struct span {
+	__u64 first;
+	__u64 last;
+};
+
+static long mark_word(__u32 i, struct span *span)
+{
+	__u64 word = (span->first >> 6) + i, mask = ~0ULL, *bits;
+	__u32 key = word, page = word >> PAGE_WORDS_SHIFT, *hint;
+
+	if (word > (span->last >> 6) || word >= words)
+		return 1;
+	if (word == span->first >> 6)
+		mask &= ~0ULL << (span->first & 63);
+	if (word == span->last >> 6)
+		mask &= ~0ULL >> (63 - (span->last & 63));
+	bits = bpf_map_lookup_elem(&dirty, &key);
+	hint = bpf_map_lookup_elem(&summary, &page);
+	if (!bits || !hint)
+		return 1;
+	/* The OR that returns the old value is a full barrier: the bit is there before the hint is. */
+	if ((*bits & mask) != mask && (__sync_fetch_and_or(bits, mask) & mask) != mask)
+		*hint = 1;
+	return 0;
+}
+
+static __always_inline void mark(__u64 sector, __u64 bytes)
+{
+	struct span span = {
+		.first = (sector << SECTOR_SHIFT) >> BLOCK_SHIFT,
+		.last = ((sector << SECTOR_SHIFT) + bytes - 1) >> BLOCK_SHIFT,
+	};
+
+	if (!bytes)
+		return;
+	if (span.last >= block_count || span.first > span.last) {
+		__sync_fetch_and_add(&state.beyond_end, 1);
+		if (span.first >= block_count)
+			return;
+		span.last = block_count - 1;
+	}
+	if (span.first >> 6 == span.last >> 6)
+		mark_word(0, &span);
+	else
+		bpf_loop(WORDS_MAX, mark_word, &span, 0);
+}
+
+static __always_inline int is_ours(struct gendisk *disk)
+{
+	return disk && BPF_CORE_READ(disk, major) == disk_major && BPF_CORE_READ(disk, first_minor) == disk_minor;
+}
+
+/* Whether the operation changes a range that it names. Counts what may change anything. */
+static __always_inline int changes_range(__u32 op, __u64 bytes)
+{
+	if (op == OP_WRITE || op == OP_DISCARD || op == OP_SECURE_ERASE || op == OP_WRITE_ZEROES)
+		return 1;
+	if (op == OP_DRV_OUT || (op == OP_DRV_IN && strict_passthrough && !bytes))
+		__sync_fetch_and_add(&state.passthrough, 1);
+	else if (op & 1)
+		__sync_fetch_and_add(&state.unknown_op, 1);
+	return 0;
+}
+
+static __always_inline void on_request(struct request *rq, unsigned int bytes)
+{
+	struct gendisk *disk;
+
+	if (bpf_core_field_exists(struct request_queue, disk))
+		disk = rq->q->disk;
+	else
+		disk = BPF_CORE_READ((struct request___old *)rq, rq_disk);
+	/* A failed write may have changed sectors: errors are not looked at. */
+	if (is_ours(disk) && changes_range(rq->cmd_flags & OP_MASK, bytes))
+		mark(rq->__sector, bytes);
+}
+
+static __always_inline void on_bio_queue(struct bio *bio)
+{
+	struct range range = { .first = bio->bi_iter.bi_sector, .bytes = bio->bi_iter.bi_size };
+	__u64 key = (__u64)bio;
+
+	if (!is_ours(bio->bi_bdev->bd_disk) || !changes_range(bio->bi_opf & OP_MASK, range.bytes))
+		return;
+	if (bpf_map_update_elem(&bios, &key, &range, BPF_ANY)) {
+		__sync_fetch_and_add(&state.too_many_bios, 1);
+		mark(range.first, range.bytes);
+	}
+}
+
+static __always_inline void on_bio_complete(struct bio *bio)
+{
+	__u64 key = (__u64)bio, parent = (__u64)bio->bi_private;
+	struct range *range = bpf_map_lookup_elem(&bios, &key);
+	__u32 op = bio->bi_opf & OP_MASK;
+
+	if (range) {
+		mark(range->first, range->bytes);
+		bpf_map_delete_elem(&bios, &key);
+		return;
+	}
+	/* A piece that was split off: the bio that it came from ends after it, and marks the whole. */
+	if (bpf_map_lookup_elem(&bios, &parent))
+		return;
+	/* Queued before tracking started: its range is used up, what it changed is not known. */
+	if (is_ours(BPF_CORE_READ(bio, bi_bdev, bd_disk)) &&
+	    (op == OP_WRITE || op == OP_DISCARD || op == OP_SECURE_ERASE || op == OP_WRITE_ZEROES))
+		__sync_fetch_and_add(&state.unknown_bio, 1);
+}
+
+/* Three programs for one tracepoint; `DO` is what they do, once, for the event that `KEY` names. */
+#define THREE(NAME, TRACEPOINT, KIND, KEY, DO, ...)                        \
+	SEC("tp_btf/" TRACEPOINT) int BPF_PROG(NAME##_1, __VA_ARGS__)          \
+	{                                                                      \
+		struct cpu *cpu = this_cpu(KIND);                                  \
+		if (cpu)                                                           \
+			put_event(cpu, (__u64)(KEY));                                  \
+		DO;                                                                \
+		return 0;                                                          \
+	}                                                                      \
+	SEC("tp_btf/" TRACEPOINT) int BPF_PROG(NAME##_2, __VA_ARGS__)          \
+	{                                                                      \
+		struct cpu *cpu = this_cpu(KIND);                                  \
+		if (!cpu || find_event(cpu, (__u64)(KEY)) >= 0)                    \
+			return 0;                                                      \
+		put_event(cpu, (__u64)(KEY));                                      \
+		DO;                                                                \
+		__sync_fetch_and_add(&cpu->covered, 1);                            \
+		return 0;                                                          \
+	}                                                                      \
+	SEC("tp_btf/" TRACEPOINT) int BPF_PROG(NAME##_3, __VA_ARGS__)          \
+	{                                                                      \
+		struct cpu *cpu = this_cpu(KIND);                                  \
+		if (!cpu || take_event(cpu, (__u64)(KEY)))                         \
+			return 0;                                                      \
+		DO;                                                                \
+		__sync_fetch_and_add(&cpu->covered, 1);                            \
+		return 0;                                                          \
+	}
+
+THREE(request, "block_rq_complete", COMPLETE, rq, on_request(rq, bytes), struct request *rq, int error, unsigned int bytes)
+THREE(queue, "block_bio_queue", QUEUE, bio, on_bio_queue(bio), struct bio *bio)
+THREE(complete, "block_bio_complete", COMPLETE, bio, on_bio_complete(bio), struct request_queue *q, struct bio *bio)
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";

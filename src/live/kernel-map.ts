@@ -1,0 +1,357 @@
+/**
+ * The map of one disk inside the kernel: made, pinned, found again, read, and asked whether it is sound. `bpf/tracker.bpf.c` is
+ * the other side.
+ *
+ * Order of effects when it is made: maps pinned, described in `state` with `ready` = 0, programs attached and their links pinned,
+ * `ready` = 1. Whoever finds it not ready while holding the disk's lock has found the remains of a killed process, and removes them:
+ * links first, which detaches the programs.
+ */
+import { randomBytes } from 'node:crypto';
+import { mkdirSync, readdirSync, readFileSync, rmdirSync, unlinkSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { BpfObject, mapPinnedArray, openPinned, recursionMisses } from '../sys/bpf.js';
+import { assert } from '../sys/errors.js';
+import { close, type Mapping, unmap } from '../sys/libc.js';
+import { BLOCK_BYTES } from './bitmap.js';
+import type { DeviceView, DiskKind } from './device-view.js';
+
+/** From `dist/src/live`, and in the npm package as in the repository. */
+export const OBJECT_PATH = fileURLToPath(new URL('../../../bpf/tracker.bpf.o', import.meta.url));
+
+/** Blocks, and bytes, of a page of the map: the unit in which it is read. */
+export const PAGE_BLOCKS = 32_768;
+export const PAGE_BYTES = PAGE_BLOCKS / 8;
+const PAGE_WORDS = PAGE_BYTES / 4;
+
+const MAGIC = 0x4257_4f43;
+/** Of `struct state`, `struct cpu` and what the maps mean. A later Cowbird that changes them has another number. */
+const LAYOUT = 1;
+const KINDS = ['request', 'bio'] as const satisfies DiskKind[];
+
+/** Offsets in `struct state`. */
+const STATE = {
+  magic: 0,
+  layout: 4,
+  ready: 8,
+  kind: 12,
+  major: 16,
+  minor: 20,
+  words: 24,
+  cpus: 28,
+  blockCount: 32,
+  diskBytes: 40,
+  device: 48,
+  mapId: 112,
+  since: 144,
+  counters: 176,
+} as const;
+const DEVICE_BYTES = 64;
+const TEXT_BYTES = 32;
+
+/** In the order of `struct state`: what each counter says once it has grown. */
+const COUNTERS = [
+  'a command was passed through to the disk (SG_IO, nvme), and what it changed is not known',
+  'a write beyond the end of the disk as it was when tracking started',
+  'an operation that this version of Cowbird does not know (zones?)',
+  'a write that was under way when tracking started ended only now',
+  'more writes were under way at once than can be noted',
+  'a processor that was not there when tracking started',
+] as const;
+
+/** `struct cpu`, in 64-bit words: depth, covered, 16 events. */
+const CPU_WORDS = 18;
+const COVERED_WORD = 1;
+const COMPLETE = 0;
+const QUEUE = 1;
+
+const PROGRAMS = { request: ['request'], bio: ['complete', 'queue'] } as const satisfies Record<DiskKind, string[]>;
+const ALL_TRIPLES = ['request', 'queue', 'complete'] as const;
+const STEPS = [1, 2, 3] as const;
+const programsOf = (triple: string): string[] => STEPS.map((step) => `${triple}_${step}`);
+
+/** In `summary`, where the programs only ever write 1. */
+const BEING_READ = 2;
+
+const MISS_ATTEMPTS = 20;
+
+/** What the counters said when a user began to rely on the map. */
+export type Baseline = readonly number[];
+
+export class KernelMap {
+  readonly mapId: string;
+  /** ISO 8601. */
+  readonly since: string;
+  readonly device: string;
+  readonly diskBytes: number;
+  readonly kind: DiskKind;
+  readonly pageCount: number;
+  readonly #mappings: readonly Mapping[];
+  readonly #programFds: readonly number[];
+  readonly #linkFds: readonly number[];
+  readonly #words: Uint32Array;
+  readonly #summary: Uint32Array;
+  readonly #counters: BigUint64Array;
+  readonly #cpus: BigUint64Array;
+
+  private constructor(opened: Opened) {
+    const { state, mappings } = opened;
+    const text = (at: number, lengthBytes: number): string =>
+      Buffer.from(state.bytes, at, lengthBytes).toString('utf8').replace(/\0+$/, '');
+    const view = new DataView(state.bytes);
+    this.mapId = text(STATE.mapId, TEXT_BYTES);
+    this.since = text(STATE.since, TEXT_BYTES);
+    this.device = text(STATE.device, DEVICE_BYTES);
+    this.diskBytes = Number(view.getBigUint64(STATE.diskBytes, true));
+    this.kind = KINDS[view.getUint32(STATE.kind, true)] ?? 'bio';
+    const words = view.getUint32(STATE.words, true);
+    this.pageCount = Math.ceil((words * 2) / PAGE_WORDS);
+    this.#words = new Uint32Array(opened.dirty.bytes, 0, words * 2);
+    this.#summary = new Uint32Array(opened.summary.bytes);
+    this.#counters = new BigUint64Array(state.bytes, STATE.counters, COUNTERS.length);
+    this.#cpus = new BigUint64Array(opened.cpus.bytes, 0, view.getUint32(STATE.cpus, true) * 2 * CPU_WORDS);
+    this.#mappings = mappings;
+    this.#programFds = opened.programFds;
+    this.#linkFds = opened.linkFds;
+  }
+
+  /** Loads the programs for a disk and starts them. `folder` is in bpffs, and not there yet. */
+  static create(folder: string, disk: DeviceView, objectPath = OBJECT_PATH): KernelMap {
+    const blockCount = Math.ceil(disk.diskBytes / BLOCK_BYTES);
+    const words = Math.ceil(blockCount / 64);
+    const cpus = possibleCpus();
+    const constants = new DataView(new ArrayBuffer(24));
+    const strict = disk.diskName.startsWith('nvme') ? 1 : 0;
+    for (const [i, value] of [disk.major, disk.minor, words, strict].entries()) constants.setUint32(i * 4, value, true);
+    constants.setBigUint64(16, BigInt(blockCount), true);
+    const triples: readonly string[] = PROGRAMS[disk.kind];
+    const object = new BpfObject(objectPath, {
+      constants: new Uint8Array(constants.buffer),
+      entries: [
+        ['dirty', words],
+        ['summary', Math.ceil((words * 2) / PAGE_WORDS)],
+        ['cpus', cpus * 2],
+      ],
+      leftOut: {
+        programs: ALL_TRIPLES.filter((triple) => !triples.includes(triple)).flatMap(programsOf),
+        maps: disk.kind === 'request' ? ['bios'] : [],
+      },
+    });
+    try {
+      mkdirSync(folder, { recursive: true, mode: 0o700 });
+      for (const name of MAPS) object.pinMap(name, join(folder, pinName(name)));
+      for (const triple of triples) object.pinProgram(`${triple}_1`, join(folder, `program_${triple}`));
+      describe(folder, disk, { words, cpus, blockCount });
+      for (const name of triples.flatMap(programsOf)) object.attach(name, join(folder, `link_${name}`));
+      setReady(folder);
+    } finally {
+      object.close();
+    }
+    const made = KernelMap.open(folder);
+    assert(made instanceof KernelMap, () => `a map that was just made can be opened: ${JSON.stringify(made)}`);
+    return made;
+  }
+
+  /** The map that is pinned in a folder; in words, why there is none that can be used. */
+  static open(folder: string): KernelMap | { reason: string } {
+    const opened = openPins(folder);
+    return 'reason' in opened ? opened : new KernelMap(opened);
+  }
+
+  /** Copies what is set in a page that may have bits, without clearing it. False when there are none. */
+  readPage(page: number, into: Uint32Array): boolean {
+    const at = page * PAGE_WORDS;
+    const end = Math.min(at + PAGE_WORDS, this.#words.length);
+    let any = 0;
+    into.fill(0);
+    for (let i = at; i < end; i++) {
+      const word = this.#words[i] ?? 0;
+      if (word === 0) continue;
+      into[i - at] = word;
+      any |= word;
+    }
+    return any !== 0;
+  }
+
+  /**
+   * Whether a page may have bits. To be followed by {@link readPage}, {@link clearPage} and {@link endPage}; for a process that
+   * is killed before the last, the page still may.
+   */
+  beginPage(page: number): boolean {
+    if (Atomics.load(this.#summary, page * 2) === 0) return false;
+    // An exchange, because no later read may come before it.
+    Atomics.exchange(this.#summary, page * 2, BEING_READ);
+    return true;
+  }
+
+  /** Nothing is left of the page, unless something was set since {@link beginPage}. */
+  endPage(page: number): void {
+    Atomics.compareExchange(this.#summary, page * 2, BEING_READ, 0);
+  }
+
+  /** Clears exactly these bits of a page: what is set meanwhile stays. */
+  clearPage(page: number, seen: Uint32Array): void {
+    const at = page * PAGE_WORDS;
+    for (const [i, word] of seen.entries()) if (word !== 0) Atomics.and(this.#words, at + i, ~word);
+  }
+
+  baseline(): Baseline {
+    return [...this.#counters].map(Number).concat(this.#programFds.map((_, i) => this.#unseen(i, 0)));
+  }
+
+  /** What happened since a baseline after which the map cannot be trusted. */
+  doubtSince(baseline: Baseline): string | undefined {
+    for (const [i, text] of COUNTERS.entries()) if (Number(this.#counters[i]) !== baseline[i]) return text;
+    for (const i of this.#programFds.keys()) {
+      const before = baseline[COUNTERS.length + i] ?? 0;
+      const unseen = this.#unseen(i, before);
+      if (unseen !== before)
+        return `the kernel did not run the tracker for ${unseen - before} requests (recursion_misses)`;
+    }
+    return undefined;
+  }
+
+  close(): void {
+    for (const fd of [...this.#programFds, ...this.#linkFds]) close(fd);
+    for (const mapping of this.#mappings) unmap(mapping);
+  }
+
+  /**
+   * The events that no program of a triple saw: those that the first one missed, without those that another one did for it. An event
+   * is missed before it is covered, so what is read while events go on is too much, never too little: it is read again until
+   * it is no more than what was `expected`.
+   */
+  #unseen(triple: number, expected: number): number {
+    const fd = this.#programFds[triple];
+    assert(fd !== undefined, `triple ${triple} is one of this disk's`);
+    let least = Number.POSITIVE_INFINITY;
+    for (let attempt = 0; attempt < MISS_ATTEMPTS && least > expected; attempt++) {
+      if (attempt > 0) pause(1);
+      const missed = recursionMisses(fd);
+      const unseen = missed - this.#covered(triple === 0 ? COMPLETE : QUEUE);
+      if (missed === recursionMisses(fd)) least = Math.min(least, unseen);
+    }
+    return least;
+  }
+
+  #covered(kind: number): number {
+    let covered = 0;
+    for (let at = kind * CPU_WORDS + COVERED_WORD; at < this.#cpus.length; at += 2 * CPU_WORDS)
+      covered += Number(this.#cpus[at]);
+    return covered;
+  }
+}
+
+const MAPS = ['.bss', 'dirty', 'summary', 'cpus'] as const;
+/** bpffs takes no names with dots. */
+const pinName = (map: string): string => (map === '.bss' ? 'map_state' : `map_${map}`);
+
+interface Opened {
+  state: Mapping;
+  dirty: Mapping;
+  summary: Mapping;
+  cpus: Mapping;
+  mappings: Mapping[];
+  programFds: number[];
+  linkFds: number[];
+}
+
+const GONE = 'the map of changed blocks is not in the kernel any more';
+
+function openPins(folder: string): Opened | { reason: string } {
+  const mappings: Mapping[] = [];
+  const fds: number[] = [];
+  const giveUp = (reason: string): { reason: string } => {
+    for (const fd of fds) close(fd);
+    for (const mapping of mappings) unmap(mapping);
+    return { reason };
+  };
+  const map = (name: (typeof MAPS)[number]): Mapping | undefined => {
+    const mapping = mapPinnedArray(join(folder, pinName(name)));
+    if (mapping !== undefined) mappings.push(mapping);
+    return mapping;
+  };
+  const open = (name: string): boolean => {
+    const fd = openPinned(join(folder, name));
+    if (fd !== undefined) fds.push(fd);
+    return fd !== undefined;
+  };
+  const [state, dirty, summary, cpus] = MAPS.map(map);
+  if (state === undefined || dirty === undefined || summary === undefined || cpus === undefined) return giveUp(GONE);
+  const view = new DataView(state.bytes);
+  if (view.getUint32(STATE.magic, true) !== MAGIC || view.getUint32(STATE.layout, true) !== LAYOUT)
+    return giveUp('the map in the kernel was made by a version of Cowbird that this one does not know');
+  if (view.getUint32(STATE.ready, true) !== 1) return giveUp('tracking was not started completely');
+  const triples = PROGRAMS[KINDS[view.getUint32(STATE.kind, true)] ?? 'bio'];
+  // A descriptor of its link keeps a program attached, whoever removes the pin.
+  const isWhole =
+    triples.every((triple) => open(`program_${triple}`)) &&
+    triples.flatMap(programsOf).every((name) => open(`link_${name}`));
+  if (!isWhole) return giveUp(GONE);
+  const programFds = fds.slice(0, triples.length);
+  return { state, dirty, summary, cpus, mappings, programFds, linkFds: fds.slice(triples.length) };
+}
+
+/** Writes what the map is, so that it can be read by whoever finds the pins. */
+function describe(folder: string, disk: DeviceView, sizes: { words: number; cpus: number; blockCount: number }): void {
+  const state = mapPinnedArray(join(folder, pinName('.bss')));
+  assert(state !== undefined, 'a map that was just pinned is there');
+  try {
+    const view = new DataView(state.bytes);
+    const put = (at: number, value: number): void => view.setUint32(at, value, true);
+    put(STATE.magic, MAGIC);
+    put(STATE.layout, LAYOUT);
+    put(STATE.kind, KINDS.indexOf(disk.kind));
+    put(STATE.major, disk.major);
+    put(STATE.minor, disk.minor);
+    put(STATE.words, sizes.words);
+    put(STATE.cpus, sizes.cpus);
+    view.setBigUint64(STATE.blockCount, BigInt(sizes.blockCount), true);
+    view.setBigUint64(STATE.diskBytes, BigInt(disk.diskBytes), true);
+    const bytes = Buffer.from(state.bytes);
+    bytes.write(disk.diskIdentity, STATE.device, DEVICE_BYTES, 'utf8');
+    bytes.write(randomBytes(TEXT_BYTES / 2).toString('hex'), STATE.mapId, TEXT_BYTES, 'utf8');
+    bytes.write(new Date().toISOString(), STATE.since, TEXT_BYTES, 'utf8');
+  } finally {
+    unmap(state);
+  }
+}
+
+function setReady(folder: string): void {
+  const state = mapPinnedArray(join(folder, pinName('.bss')));
+  assert(state !== undefined, 'a map that was just pinned is there');
+  new DataView(state.bytes).setUint32(STATE.ready, 1, true);
+  unmap(state);
+}
+
+/** Ends tracking: removes pins, links first. What is not there is no error. */
+export function removePins(folder: string): void {
+  let names: string[];
+  try {
+    names = readdirSync(folder);
+  } catch (error) {
+    if (isMissing(error)) return;
+    throw error;
+  }
+  const isLink = (name: string): boolean => name.startsWith('link_');
+  for (const name of [...names.filter(isLink), ...names.filter((other) => !isLink(other))])
+    unlinkSync(join(folder, name));
+  rmdirSync(folder);
+}
+
+function isMissing(error: unknown): boolean {
+  return error instanceof Error && 'code' in error && error.code === 'ENOENT';
+}
+
+/** Processors that can ever be there: their numbers are below this. */
+function possibleCpus(): number {
+  const last = /(\d+)\s*$/.exec(readFileSync('/sys/devices/system/cpu/possible', 'utf8'))?.[1] ?? '0';
+  return Number(last) + 1;
+}
+
+const clock = new Int32Array(new SharedArrayBuffer(4));
+
+/** Waits without a turn of the event loop. */
+export function pause(timeMs: number): void {
+  Atomics.wait(clock, 0, 0, timeMs);
+}

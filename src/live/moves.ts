@@ -1,0 +1,80 @@
+/** Bits on their way: from the kernel's map of a disk to its users, and from the disk's blocks to those of a partition. */
+import { createHash } from 'node:crypto';
+import { join } from 'node:path';
+import { BLOCK_BYTES, type BlockBitmap, countBits } from './bitmap.js';
+import { type DeviceView, diskBlocks, isUnaligned } from './device-view.js';
+import { type KernelMap, PAGE_BLOCKS, PAGE_BYTES } from './kernel-map.js';
+import { pinFolder, trackingFolder } from './places.js';
+import { openPending, type PageRange } from './user-set.js';
+
+const BITS_PER_WORD = 32;
+/** Where a disk's files are. */
+export class DiskPlaces {
+  readonly folder: string;
+  readonly lock: string;
+  readonly pins: string;
+
+  constructor(runDir: string, key: string) {
+    this.folder = join(trackingFolder(runDir), key);
+    this.lock = `${this.folder}.lock`;
+    this.pins = join(pinFolder(runDir), key);
+  }
+
+  userFolder(user: string, number: string): string {
+    return join(this.folder, createHash('sha256').update(`${number} ${user}`).digest('hex').slice(0, 16));
+  }
+}
+
+export function pagesOf(view: Pick<DeviceView, 'startSector' | 'sizeBytes'>): PageRange {
+  const { first, count } = diskBlocks(view);
+  const firstPage = Math.floor(first / PAGE_BLOCKS);
+  return { first: firstPage, count: Math.ceil((first + count) / PAGE_BLOCKS) - firstPage };
+}
+
+/** Moves what the kernel's map has to every user of it. Under the disk's lock. */
+export function distribute(map: KernelMap, places: DiskPlaces): void {
+  const users = openPending(places.folder, map.mapId, map.pageCount);
+  try {
+    const seen = new Uint32Array(PAGE_BYTES / 4);
+    for (let page = 0; page < map.pageCount; page++) {
+      if (!map.beginPage(page)) continue;
+      if (map.readPage(page, seen)) {
+        for (const { first, count, file } of users) if (page >= first && page < first + count) file.add(page, seen);
+        map.clearPage(page, seen);
+      }
+      map.endPage(page);
+    }
+  } finally {
+    for (const { file } of users) file.close();
+  }
+}
+
+/** Adds a page of the disk's bits to a view's; returns how many are new. Blocks of others are left out. */
+export function addPage(
+  into: BlockBitmap,
+  view: Pick<DeviceView, 'startSector'>,
+  page: number,
+  bits: Uint32Array,
+): number {
+  const first = Math.floor((view.startSector * 512) / BLOCK_BYTES);
+  const unaligned = isUnaligned(view);
+  let added = 0;
+  for (const [i, word] of bits.entries()) {
+    if (word === 0) continue;
+    const block = page * PAGE_BLOCKS + i * BITS_PER_WORD - first;
+    if (!unaligned && block >= 0 && block % BITS_PER_WORD === 0 && block + BITS_PER_WORD <= into.blockCount) {
+      const at = block / BITS_PER_WORD;
+      const before = into.words[at] ?? 0;
+      into.words[at] = before | word;
+      added += countBits(word & ~before);
+      continue;
+    }
+    for (let bit = 0; bit < BITS_PER_WORD; bit++) {
+      if (((word >>> bit) & 1) === 0) continue;
+      if (into.set(block + bit)) added++;
+      // A block of the disk then is the end of one block of the view and the beginning of the next.
+      if (unaligned && into.set(block + bit - 1)) added++;
+    }
+  }
+  return added;
+}
