@@ -35,6 +35,7 @@ export {
   umount,
   type VersionDevice,
 } from './backup/device.js';
+export type { LiveOptions } from './backup/live-backup.js';
 export { type Progress, parseVersionName, parseVersionRange, type RepositoryOptions } from './backup/repository-at.js';
 export {
   listVersions,

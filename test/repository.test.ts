@@ -289,7 +289,7 @@ test('an unused disk is backed up and restored; one in use is refused', { skip: 
   await lab.mkfs(disk, 'ext4');
   const at = await lab.mount(disk);
   await run('dd', 'if=/dev/urandom', `of=${at}/file`, 'bs=1M', 'count=9', 'status=none');
-  const mounted = await cowbird(lab, 'backup', disk, repository);
+  const mounted = await cowbird(lab, 'backup', disk, repository, '--engine', 'scan');
   assert.equal(mounted.status, 3);
   assert.match(mounted.err, new RegExp(`is mounted on ${at}: engine scan wants it unmounted.*\\(EBUSY\\)`));
   assert.match((await cowbird(lab, 'backup', lab.path('disk'), repository)).err, /is behind \/dev\/loop/);

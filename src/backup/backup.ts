@@ -10,7 +10,7 @@ import type { ClientOptions } from '../control/client.js';
 import { devicesBelow } from '../engine/lookup.js';
 import { DiskFiles } from '../repository/disk-files.js';
 import { IMAGE } from '../repository/layout.js';
-import type { SourceIdentity, VersionRecord } from '../repository/manifest.js';
+import { loadManifest, type SourceIdentity, type VersionRecord } from '../repository/manifest.js';
 import { pruneVersions } from '../repository/prune.js';
 import type { Repository } from '../repository/repository.js';
 import { keptVersions } from '../repository/retention.js';
@@ -29,14 +29,20 @@ import {
   requireOffVolume,
 } from './attached-volume.js';
 import { type DriverRequest, openDriverSources } from './driver-source.js';
+import { decodeToken, LiveDisk, type LiveOptions, openLiveSource } from './live-backup.js';
 import { openOptions, type RepositoryOptions, withRepository } from './repository-at.js';
-import { isSameSource, lockImage, type OpenSource, openScanSource } from './scan-source.js';
+import { isSameSource, lockImage, openScanSource } from './scan-source.js';
 import type { Hooks } from './snapshots.js';
 import { openUnmountedSource } from './unmounted-source.js';
 
 export interface BackupOptions extends RepositoryOptions {
-  /** @default 'auto': `driver` for an attached volume that is mounted, `scan` for everything else */
-  engine?: 'auto' | 'driver' | 'scan';
+  /**
+   * @default 'auto': `driver` for an attached volume that is mounted, `live` for any other disk in use and for one that it
+   * tracks, `scan` for everything else
+   */
+  engine?: 'auto' | 'driver' | 'live' | 'scan';
+  /** For engine `live`. */
+  live?: LiveOptions;
   /** Directory for the COW files of engine `driver`. @default the root of the volume's file system */
   cow?: string;
   /** Keep so many of the newest versions. @default all */
@@ -65,6 +71,10 @@ export interface BackupSummary {
   bytesWritten: number;
   /** How long the file system stood still; null where that is not known. */
   freezeMs: number | null;
+  /** How often something was read: more than once by engine `live` only. */
+  passes: number;
+  /** What engine `live` read while the file system stood still. */
+  restBytes: number;
   /** Could not be read. */
   skippedBytes: number;
   /** Versions that were dropped. */
@@ -83,15 +93,27 @@ export async function backup(source: string, repository: string, options: Backup
   const path = resolve(repository);
   const engine = options.engine ?? 'auto';
   const attached = engine === 'scan' ? undefined : await attachedSource(source, options.client ?? {});
-  if (attached !== undefined) return backupAttached(attached, path, options);
+  if (attached !== undefined && engine !== 'live') {
+    requireNoHooks(options, 'driver');
+    return backupAttached(attached, path, options);
+  }
   if (engine === 'driver')
     throw new CowbirdError(
       'EINVAL',
       `${source} is not an attached volume, which engine driver wants: \`cowbird attach ${source}\` makes it one`,
     );
+  if (engine === 'live' || (engine === 'auto' && isDisk(source))) {
+    const disk = LiveDisk.open(source, options.live ?? {});
+    try {
+      if (engine === 'live' || !disk.isFree || isTrackedIn(path)) return await backupLive(disk, path, options);
+    } finally {
+      disk.close();
+    }
+  }
+  requireNoHooks(options, 'scan');
   const opened = openScanSource(source);
   try {
-    requireApart(opened, path);
+    requireApart(opened.identity, path);
     return await withNewRepository(path, options, async (held, pool) => {
       requireSameSource(held, opened.identity);
       const reason = engine === 'scan' ? 'scan was asked for' : 'nothing tracks the changes of this source';
@@ -100,6 +122,52 @@ export async function backup(source: string, repository: string, options: Backup
   } finally {
     opened.close();
   }
+}
+
+/** Better no backup than one whose hooks were not run. */
+function requireNoHooks({ live }: BackupOptions, engine: string): void {
+  if (live?.preFreeze === undefined && live?.postThaw === undefined) return;
+  throw new CowbirdError(
+    'EINVAL',
+    `Hooks (--pre-freeze, --post-thaw) are for engine live, and this is one for ${engine}`,
+  );
+}
+
+/** Follows links; what is not there is for the engine to say. */
+function isDisk(source: string): boolean {
+  return statSync(source, { throwIfNoEntry: false })?.isBlockDevice() === true;
+}
+
+/** Whether the newest version of a repository was made by engine live: its map goes on. */
+function isTrackedIn(path: string): boolean {
+  const manifest = loadManifest(new DiskFiles(path))?.manifest;
+  return manifest !== undefined && decodeToken(newestOf(manifest).continuityToken) !== undefined;
+}
+
+/** A disk that Cowbird was never attached to, as it is used. */
+async function backupLive(disk: LiveDisk, path: string, options: BackupOptions): Promise<BackupSummary> {
+  requireApart(disk.identity, path);
+  return withNewRepository(path, options, async (held, pool) => {
+    requireSameSource(held, disk.identity);
+    const live = await openLiveSource({
+      disk,
+      newest: held.manifest === undefined ? undefined : newestOf(held.manifest),
+      user: realpathSync(path),
+      whole: options.whole === true,
+      options: options.live ?? {},
+      env: options.client?.env ?? process.env,
+    });
+    try {
+      const { source, reason, token, passes } = live;
+      const chosen: Chosen = { engine: 'live', reason, token, freezeMs: 0, committed: live.committed };
+      const summary = await makeVersion(held, pool, source, chosen, options);
+      const { freezeMs, count, restBytes, problems } = passes;
+      summary.warnings.push(...live.warnings, ...problems);
+      return { ...summary, freezeMs, passes: count, restBytes };
+    } finally {
+      await live.close();
+    }
+  });
 }
 
 /** An attached volume: by a snapshot where it is in use, claimed where it is not. */
@@ -182,13 +250,15 @@ interface Chosen {
   reason: string;
   token: string | null;
   freezeMs: number | null;
+  /** Called when the version counts. */
+  committed?: () => void;
 }
 
 async function makeVersion(
   held: Repository,
   pool: WorkerPool,
   source: BackupSource,
-  { engine, reason, token, freezeMs }: Chosen,
+  { engine, reason, token, freezeMs, committed }: Chosen,
   options: BackupOptions,
 ): Promise<BackupSummary> {
   const result = await createVersion(held, source, {
@@ -202,6 +272,7 @@ async function makeVersion(
     signal: options.signal,
     onProgress: (phase, doneBytes, totalBytes) => options.onProgress?.({ phase, doneBytes, totalBytes }),
   });
+  committed?.();
   const dropped = await dropOld(held, options);
   return { ...summaryOf(held, result, dropped), freezeMs };
 }
@@ -213,9 +284,8 @@ function lockRepositoryImage(repository: string): () => void {
 }
 
 /** The repository must not lie in what is backed up, nor the source in the repository. */
-function requireApart(source: OpenSource, repository: string): void {
+function requireApart({ kind, path }: SourceIdentity, repository: string): void {
   const { real, existing } = realPathOfNew(repository);
-  const { kind, path } = source.identity;
   if (kind === 'file') {
     if (!isInside(path, real)) return;
     throw new CowbirdError(
@@ -284,6 +354,8 @@ function summaryOf(
     bytesRead,
     bytesWritten,
     freezeMs: 0,
+    passes: 1,
+    restBytes: 0,
     skippedBytes,
     dropped,
     warnings,

@@ -14,6 +14,8 @@ const SUMMARY: BackupSummary = {
   bytesRead: 67_108_864,
   bytesWritten: 8192,
   freezeMs: 0,
+  passes: 1,
+  restBytes: 0,
   skippedBytes: 4096,
   dropped: [1],
   warnings: ['4096 bytes could not be read'],
@@ -49,9 +51,21 @@ describe('cowbird backup', () => {
     const argv = ['backup', 'a', 'b', '--engine', 'scan', '--keep', '7', '--whole', '--skip-bad-blocks', '--wait=9'];
     assert.equal(await main(argv, io), 0);
     assert.equal(await main(['backup', 'a', 'b', '--wait'], io), 0);
+    const live = ['--engine', 'live', '--freeze-timeout', '0.5', '--pre-freeze', 'x', '--post-thaw', 'y'];
+    assert.equal(await main(['backup', 'a', 'b', ...live, '--hook-timeout', '9'], io), 0);
     assert.deepEqual(calls, [
       ['a', 'b', { engine: 'scan', keep: 7, whole: true, skipBadBlocks: true, waitMs: 9000 }],
       ['a', 'b', { engine: 'auto', whole: false, skipBadBlocks: false, waitMs: 2 ** 31 - 1 }],
+      [
+        'a',
+        'b',
+        {
+          engine: 'live',
+          live: { freezeTimeoutSeconds: 0.5, preFreeze: 'x', postThaw: 'y', hookTimeoutSeconds: 9 },
+          whole: false,
+          skipBadBlocks: false,
+        },
+      ],
     ]);
   });
 
@@ -60,6 +74,7 @@ describe('cowbird backup', () => {
       ['backup', 'a', 'b', '--keep', '0'],
       ['backup', 'a', 'b', '--engine', 'x'],
       ['backup', 'a', 'b', '--wait=soon'],
+      ['backup', 'a', 'b', '--freeze-timeout', '1e1'],
       ['prune', 'a', '--keep-daily', '1.5'],
     ])
       assert.equal(await main(argv, fakeIo()), 3, argv.join(' '));

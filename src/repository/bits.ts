@@ -13,8 +13,39 @@ export function setBit(bits: Uint8Array, block: number): void {
   bits[at] = (bits[at] ?? 0) | (1 << (block % 8));
 }
 
+export function clearBit(bits: Uint8Array, block: number): void {
+  const at = Math.floor(block / 8);
+  bits[at] = (bits[at] ?? 0) & (255 - (1 << (block % 8)));
+}
+
 export function hasBit(bits: Uint8Array, block: number): boolean {
   return ((bits[Math.floor(block / 8)] ?? 0) & (1 << (block % 8))) !== 0;
+}
+
+/** Clears a range of blocks, whole bytes at a time. */
+export function clearRange(bits: Uint8Array, start: number, end: number): void {
+  for (let block = start; block < end; ) {
+    const isWholeByte = block % 8 === 0 && end - block >= 8;
+    if (isWholeByte) bits[block / 8] = 0;
+    else clearBit(bits, block);
+    block += isWholeByte ? 8 : 1;
+  }
+}
+
+/** Whether any block of the region is set. */
+export function regionHasBits(bits: Uint8Array, region: number): boolean {
+  const at = region * BYTES_PER_REGION;
+  for (let i = at; i < at + BYTES_PER_REGION; i++) if (bits[i] !== 0) return true;
+  return false;
+}
+
+/** The regions in which a block is set, in one bitmap or another: work on those grows with what is set, not with the disk. */
+export function regionsWith(regions: number, ...bitmaps: ReadonlyArray<Uint8Array | undefined>): Uint32Array {
+  const found = new Uint32Array(regions);
+  let count = 0;
+  for (let region = 0; region < regions; region++)
+    if (bitmaps.some((bits) => bits !== undefined && regionHasBits(bits, region))) found[count++] = region;
+  return found.slice(0, count);
 }
 
 /** Blocks of a region, from its first one as 0: `[start, end)`. */

@@ -8,7 +8,7 @@ import { pruneVersions } from './prune.js';
 import { Repository, versionRecord } from './repository.js';
 import { restoreVersion } from './restore.js';
 import { runInThisThread } from './runner.js';
-import { backUp, changed, cutEverywhere, diskWith, SIZE_BYTES } from './scenario.js';
+import { backUp, backUpMoving, changed, cutEverywhere, diskWith, SIZE_BYTES } from './scenario.js';
 import { PowerCut, randomFrom, SimulatedDisk, SimulatedFiles } from './testing.js';
 
 const SEED = Number(process.env['COWBIRD_SEED'] ?? Math.floor(Date.now() / 1000) % 1_000_000);
@@ -39,6 +39,33 @@ describe(`a repository whose power is cut (COWBIRD_SEED=${SEED})`, () => {
     const allowed = [versions, new Map([...versions, [2, next]])];
     await cutEverywhere(disk, (files) => backUp(files, next), allowed, { seed: SEED, tries: 3 });
   });
+
+  it('has no version or the last state of a source that moves, at every effect of the first backup', async () => {
+    const states = statesFrom(changed(Buffer.alloc(SIZE_BYTES), randomFrom(SEED), 24), SEED);
+    const last = states.at(-1) ?? Buffer.alloc(0);
+    const operation = (files: SimulatedFiles): Promise<unknown> => backUpMoving(files, states, randomFrom(SEED));
+    const allowed = [NONE, new Map([[1, last]])];
+    await cutEverywhere(new SimulatedDisk(), operation, allowed, { seed: SEED, tries: 2 });
+  });
+
+  for (const isListed of [true, false]) {
+    it(`has the old versions or the last state of a source that moves too, ${isListed ? 'by a list' : 'compared'}`, async () => {
+      const { disk, versions } = await diskWith(2, SEED);
+      const old = versions.get(2) ?? Buffer.alloc(0);
+      const states = statesFrom(changed(old, randomFrom(SEED + 7), 12), SEED);
+      // Blocks go back to what the version has, too: those are in its delta, or in none.
+      const back = Buffer.from(states.at(-1) ?? old);
+      old.copy(back, 0, 0, SIZE_BYTES / 2);
+      states.push(back);
+      const operation = (files: SimulatedFiles): Promise<unknown> =>
+        backUpMoving(files, states, randomFrom(SEED), isListed ? old : undefined);
+      const effects = await cutEverywhere(disk, operation, [versions, new Map([...versions, [3, back]])], {
+        seed: SEED,
+        tries: 2,
+      });
+      assert.ok(effects > 30, `${effects} effects`);
+    });
+  }
 
   it('drops the oldest versions or has them all, at every effect of a prune', async () => {
     const { disk, versions } = await diskWith(4, SEED);
@@ -96,6 +123,14 @@ describe(`a repository whose power is cut (COWBIRD_SEED=${SEED})`, () => {
     }
   });
 });
+
+/** What a source is while it is read, one after another. */
+function statesFrom(first: Buffer, seed: number): Buffer[] {
+  const random = randomFrom(seed + 3);
+  const states = [first];
+  for (let i = 0; i < 3; i++) states.push(changed(states.at(-1) ?? first, random, 8));
+  return states;
+}
 
 function setsOf(versions: ReadonlyMap<number, Buffer>, ...sets: number[][]): Map<number, Buffer>[] {
   return sets.map((numbers) => new Map([...versions].filter(([number]) => numbers.includes(number))));

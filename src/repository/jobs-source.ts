@@ -17,11 +17,11 @@ import {
 import { blocksInRegion, bytesInRegion, REGION_BLOCKS, REGION_BYTES } from './layout.js';
 
 /** Runs of blocks closer than this are read in one go: 64 KiB more cost less than another request. */
-const GAP_BLOCKS = 16;
+export const GAP_BLOCKS = 16;
 /** EIO, ENODATA, EILSEQ, EREMOTEIO: the medium could not be read here. */
 const MEDIUM_ERRORS = [5, 61, 84, 121];
 
-interface SourceSpec {
+export interface SourceSpec {
   sizeBytes: number;
   /** Blocks that cannot be read are reported, instead of ending the job. */
   skipBadBlocks: boolean;
@@ -112,7 +112,7 @@ function readNewPage(spec: CompareSpec, context: JobContext, region: number, cou
 }
 
 /** The checksums of what the image has now. */
-function readImagePage({ files, scratch }: JobContext, region: number, count: number, page: Buffer): void {
+export function readImagePage({ files, scratch }: JobContext, region: number, count: number, page: Buffer): void {
   const image = needed(files.image, 'image');
   page.fill(0);
   const offset = region * REGION_BYTES;
@@ -177,7 +177,7 @@ function sourceChanges(offset: number): CowbirdError {
  * Reads spans of a region of the source to their places in `scratch.data`, zeros beyond its end. Returns false, with
  * nothing read, where the whole region is a hole or unused.
  */
-function readRegion(
+export function readRegion(
   spec: SourceSpec,
   { files, scratch, totals }: JobContext,
   region: number,

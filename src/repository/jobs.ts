@@ -20,6 +20,7 @@ import {
   verifyImageJob,
 } from './jobs-image.js';
 import { type ApplySpec, applyJob, type CompareSpec, type CopySpec, compareJob, copyJob } from './jobs-source.js';
+import { type StageSpec, stageJob } from './jobs-stage.js';
 import {
   type CheckSpec,
   checkJob,
@@ -32,6 +33,7 @@ import {
 export type JobSpec =
   | CopySpec
   | CompareSpec
+  | StageSpec
   | SaveSpec
   | ApplySpec
   | VerifyImageSpec
@@ -60,6 +62,8 @@ function taskOf(spec: JobSpec, context: JobContext): RegionTask {
       return copyJob(spec, context);
     case 'compare':
       return compareJob(spec, context);
+    case 'stage':
+      return stageJob(spec, context);
     case 'save':
       return saveJob(spec, context);
     case 'apply':

@@ -5,6 +5,7 @@
  *     checksums         16 bytes for each block of the image
  *     history/N.cow     what version N had where the next version differs
  *     manifest          the versions, as JSON; `manifest.copy` the same again, `manifest.new` while it is written
+ *     incoming          what a source in use was read into, until it is one state; it has no name while it is in use
  *     lock              empty; locked by who reads or writes
  */
 import { BLOCK_SIZE_BYTES, blockCount } from '../cow/geometry.js';
@@ -15,6 +16,7 @@ export const CHECKSUMS = 'checksums';
 export const MANIFEST = 'manifest';
 export const MANIFEST_COPY = 'manifest.copy';
 export const MANIFEST_NEW = 'manifest.new';
+export const INCOMING = 'incoming';
 export const LOCK = 'lock';
 export const HISTORY = 'history';
 

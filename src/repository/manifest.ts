@@ -39,7 +39,7 @@ const Version = v.strictObject({
   /** ISO 8601, UTC. */
   time: v.pipe(v.string(), v.isoTimestamp()),
   sizeBytes: WholeNumber,
-  engine: v.picklist(['scan', 'driver']),
+  engine: v.picklist(['scan', 'driver', 'live']),
   /** Why this engine, in words. */
   reason: v.string(),
   /** Unused blocks are here with their contents too. */

@@ -1,7 +1,7 @@
 /** What a new version changes, found without writing anything, and the delta that keeps what it will overwrite. */
 import { BLOCK_SIZE_BYTES, blockCount } from '../cow/geometry.js';
 import { assert, CowbirdError } from '../sys/errors.js';
-import { makeBits } from './bits.js';
+import { makeBits, regionsWith } from './bits.js';
 import { CHECKSUM_BYTES } from './checksum.js';
 import { type DeltaFacts, deltaPlaces, finishDelta, openDelta } from './delta.js';
 import type { WritableFile } from './files.js';
@@ -11,7 +11,7 @@ import type { ManifestData } from './manifest.js';
 import type { Repository } from './repository.js';
 import type { BackupSource } from './source.js';
 import { newestOf, seriesBytes } from './state.js';
-import { phase, type UpdateOptions, usedOf } from './update-options.js';
+import { bytesOf, phase, type UpdateOptions, usedOf } from './update-options.js';
 
 /** What a comparison found. */
 export interface Plan {
@@ -46,16 +46,17 @@ export async function compare(
     oldSizeBytes: newest.sizeBytes,
     skipBadBlocks: options.skipBadBlocks,
     used: usedOf(source, options),
-    candidates: checkImage ? undefined : source.candidates,
+    candidates: checkImage && source.holdsOnlyCandidates !== true ? undefined : source.candidates,
     changed,
     heal,
     saves,
   } as const;
+  const chosen = spec.candidates === undefined || checkImage ? regions : regionsWith(regions, spec.candidates);
   const totals = await options.run(
     spec,
     { source: source.file, image, checksums },
-    regions,
-    phase(options, 'compare', source.sizeBytes),
+    chosen,
+    phase(options, 'compare', bytesOf(chosen, source.sizeBytes)),
   );
   const oldBlocks = blockCount(newest.sizeBytes);
   const savedBlocks = saves.reduce((sum, count) => sum + count, 0);
@@ -143,11 +144,12 @@ export async function saveDelta(
       saves,
       checkImage: plan.heal !== undefined,
     } as const;
+    const chosen = regionsWith(regions, plan.changed);
     const totals = await options.run(
       spec,
       { image, checksums, delta },
-      regions,
-      phase(options, 'save', facts.sizeBytes),
+      chosen,
+      phase(options, 'save', bytesOf(chosen, facts.sizeBytes)),
     );
     const digest = finishDelta(delta, facts);
     delta.fsync();

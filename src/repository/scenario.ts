@@ -2,9 +2,12 @@
 import assert from 'node:assert/strict';
 import { setTimeout as pause } from 'node:timers/promises';
 import { BLOCK_SIZE_BYTES, blockCount } from '../cow/geometry.js';
+import { makeBits, setBit } from './bits.js';
+import type { ReadableFile } from './files.js';
 import { REGION_BYTES, regionCount } from './layout.js';
 import { Repository } from './repository.js';
 import { runInThisThread } from './runner.js';
+import type { BackupSource } from './source.js';
 import { memorySource, PowerCut, randomFrom, SimulatedDisk, SimulatedFiles } from './testing.js';
 import { createVersion, type UpdateResult } from './update.js';
 import type { UpdateOptions } from './update-options.js';
@@ -61,6 +64,56 @@ export async function backUp(
   } finally {
     repository.close();
   }
+}
+
+/**
+ * One backup of a source that goes through these states while it is read: a pass sees each block as it is in its state or in
+ * the next one. What differs between the two is to be read again. `known`: what differs from the newest version is, too.
+ */
+export async function backUpMoving(
+  files: SimulatedFiles,
+  states: readonly Buffer[],
+  random: () => number,
+  known?: Buffer,
+): Promise<UpdateResult> {
+  const repository = await Repository.open(files, 'write', { mayBegin: true });
+  let at = 0;
+  const fileOf = (state: number): ReadableFile => {
+    const [now, next] = [states[state] ?? Buffer.alloc(0), states[state + 1] ?? states[state] ?? Buffer.alloc(0)];
+    const mixed = Buffer.from(now);
+    for (let block = 0; block < blockCount(now.byteLength); block++)
+      if (random() < 0.5)
+        next.copy(mixed, block * BLOCK_SIZE_BYTES, block * BLOCK_SIZE_BYTES, (block + 1) * BLOCK_SIZE_BYTES);
+    return memorySource(mixed);
+  };
+  try {
+    const [first = Buffer.alloc(0)] = states;
+    const source: BackupSource = {
+      sizeBytes: first.byteLength,
+      identity: IDENTITY,
+      file: fileOf(0),
+      candidates: known === undefined ? undefined : differing(known, first),
+      nextPass: async () => {
+        const [before, now] = [states[at], states[at + 1]];
+        at++;
+        return before === undefined || now === undefined
+          ? undefined
+          : { file: fileOf(at), blocks: differing(before, now) };
+      },
+    };
+    return await createVersion(repository, source, updateOptions());
+  } finally {
+    repository.close();
+  }
+}
+
+function differing(a: Buffer, b: Buffer): Uint8Array {
+  const bits = makeBits(regionCount(b.byteLength));
+  for (let block = 0; block < blockCount(b.byteLength); block++) {
+    const [start, end] = [block * BLOCK_SIZE_BYTES, (block + 1) * BLOCK_SIZE_BYTES];
+    if (!a.subarray(start, end).equals(b.subarray(start, end))) setBit(bits, block);
+  }
+  return bits;
 }
 
 /** A disk with versions 1 to `count` in its repository, and what they are. */

@@ -15,8 +15,8 @@
  *                                                            (`checksums` gone: the same)
  *
  * Beside that: `history/N.cow.new` is renamed over `history/N.cow` when it is the one that the manifest names (a prune was
- * cut off after its commit), else removed; deltas of versions that the manifest no longer has, and `manifest.new`, are
- * removed. A manifest that is damaged or gone is replaced by its copy; with the copy, an image under its name and a finished
+ * cut off after its commit), else removed; deltas of versions that the manifest no longer has, `manifest.new` and `incoming`
+ * are removed. A manifest that is damaged or gone is replaced by its copy; with the copy, an image under its name and a finished
  * delta of the newest are rolled back too, as the image may be one version newer than the copy knows.
  *
  * Order of effects of a rollback (each may be cut off, and done again):
@@ -38,6 +38,7 @@ import {
   HISTORY,
   IMAGE,
   IMAGE_UPDATING,
+  INCOMING,
   LOCK,
   MANIFEST,
   MANIFEST_COPY,
@@ -55,7 +56,18 @@ import {
   type VersionRecord,
 } from './manifest.js';
 
-const NAMES = [IMAGE, IMAGE_UPDATING, CHECKSUMS, HISTORY, MANIFEST, MANIFEST_COPY, MANIFEST_NEW, LOCK, 'lost+found'];
+const NAMES = [
+  IMAGE,
+  IMAGE_UPDATING,
+  CHECKSUMS,
+  HISTORY,
+  MANIFEST,
+  MANIFEST_COPY,
+  MANIFEST_NEW,
+  INCOMING,
+  LOCK,
+  'lost+found',
+];
 
 export type ImageState = 'none' | 'unfinished-first' | 'clean' | 'unused-delta' | 'half-written' | 'unnamed';
 
@@ -133,7 +145,7 @@ export function examine(files: RepositoryFiles): RepositoryState {
   const leftovers = history
     .filter((name) => /^[1-9]\d*\.cow(\.new)?$/.test(name) && !listed.has(name) && name !== open)
     .map((name) => `${HISTORY}/${name}`);
-  if (has(MANIFEST_NEW)) leftovers.push(MANIFEST_NEW);
+  leftovers.push(...[MANIFEST_NEW, INCOMING].filter(has));
   return { image: imageState(files, has(IMAGE), has(IMAGE_UPDATING), history.includes(open)), loaded, leftovers };
 }
 

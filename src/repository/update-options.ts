@@ -25,6 +25,11 @@ export function usedOf(source: BackupSource, options: UpdateOptions): Uint8Array
   return options.whole ? undefined : source.used;
 }
 
+/** How much there is to do in so many regions, or in those listed. */
+export function bytesOf(regions: number | Uint32Array, sizeBytes: number): number {
+  return typeof regions === 'number' ? sizeBytes : Math.min(regions.length * REGION_BYTES, sizeBytes);
+}
+
 /** Progress of one phase, in bytes. `progress` keeps how far it came. */
 export function phase(
   options: UpdateOptions,

@@ -15,20 +15,25 @@
  *   4. manifest.new, fsync, → manifest, fsync of the folder: committed
  *   5. as 3 of the first
  *
+ * A source that goes on being written is read in passes (passes.ts): the first version's to its image in step 1, a later
+ * one's to a file aside before step 0, so that from there on it is a source like any other.
+ *
  * A failure is undone by the same code that makes good a cut.
  */
 import { randomBytes } from 'node:crypto';
 import { BLOCK_SIZE_BYTES, blockCount } from '../cow/geometry.js';
 import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
+import { regionsWith } from './bits.js';
 import { CHECKSUM_BYTES } from './checksum.js';
 import type { JobTotals } from './jobs-common.js';
 import { CHECKSUMS, HISTORY, IMAGE, IMAGE_UPDATING, regionCount } from './layout.js';
 import { FORMAT, type ManifestData, type SkippedRange, type VersionRecord } from './manifest.js';
-import { compare, requireSpace, saveDelta } from './plan.js';
+import { followSource, type SettledSource, settleSource } from './passes.js';
+import { compare, type OpenFiles, requireSpace, saveDelta } from './plan.js';
 import type { Repository } from './repository.js';
 import type { BackupSource } from './source.js';
 import { nameImage, newestOf, recover } from './state.js';
-import { phase, type UpdateOptions, usedOf } from './update-options.js';
+import { bytesOf, phase, type UpdateOptions, usedOf } from './update-options.js';
 
 export interface UpdateResult {
   version: VersionRecord;
@@ -158,6 +163,7 @@ async function firstVersion(repository: Repository, source: BackupSource, option
     } catch (error) {
       throw isOutOfSpace(error) ? outOfSpace(repository, sizeBytes - progress.doneBytes) : error;
     }
+    totals = await followSource({ image, checksums }, source, options, totals);
     image.fsync();
     checksums.fsync();
     image.dropCache();
@@ -193,67 +199,90 @@ function outOfSpace(repository: Repository, leftBytes: number): CowbirdError {
 async function nextVersion(
   repository: Repository,
   manifest: ManifestData,
-  source: BackupSource,
+  given: BackupSource,
   options: UpdateOptions,
 ): Promise<Written> {
   const { files } = repository;
-  const newest = newestOf(manifest);
   const checkImage = !repository.isImageUntouched();
   const image = files.open(IMAGE, 'write');
   const checksums = files.open(CHECKSUMS, 'write');
+  let settled: SettledSource | undefined;
   try {
-    const plan = await compare({ image, checksums }, manifest, source, options, checkImage);
-    requireSpace(repository, plan);
-    const saved = await saveDelta(repository, { image, checksums }, plan, options);
-    files.rename(IMAGE, IMAGE_UPDATING);
-    files.fsyncFolder('');
-    // Somebody else may have changed its length too.
-    if (image.sizeBytes() !== source.sizeBytes) image.truncate(source.sizeBytes);
-    const checksumBytes = blockCount(source.sizeBytes) * CHECKSUM_BYTES;
-    if (checksums.sizeBytes() !== checksumBytes) checksums.truncate(checksumBytes);
-    const spec = {
-      kind: 'apply',
-      sizeBytes: source.sizeBytes,
-      skipBadBlocks: options.skipBadBlocks,
-      used: usedOf(source, options),
-      changed: plan.changed,
-      heal: plan.heal,
-    } as const;
-    const applied = await options.run(
-      spec,
-      { source: source.file, image, checksums },
-      regionCount(source.sizeBytes),
-      phase(options, 'copy', source.sizeBytes),
-    );
-    image.fsync();
-    checksums.fsync();
-    image.dropCache();
-    checksums.dropCache();
-    const version: VersionRecord = {
-      ...versionFrom(manifest.lastNumber + 1, source, options, plan.totals),
-      bytesRead: plan.totals.bytesRead + applied.bytesRead,
-      bytesWritten: saved.totals.bytesWritten + applied.bytesWritten,
-      skipped: rangesOf(
-        [...new Set([...plan.totals.badBlocks, ...applied.badBlocks])].sort((a, b) => a - b),
-        source.sizeBytes,
-      ),
-    };
-    const delta = {
-      sha256: saved.digest,
-      lengthBytes: saved.lengthBytes,
-      blocks: plan.facts.savedBlocks + plan.facts.zeroBlocks,
-    };
-    const before = manifest.versions.slice(0, -1);
-    const versions = [...before, { ...newest, delta }, version];
-    const damagedBlocks = [...new Set([...plan.totals.damagedBlocks, ...saved.totals.damagedBlocks])];
-    return {
-      manifest: { ...manifest, lastNumber: version.number, image: null, versions },
-      result: { version, damagedBlocks, imageWasForeign: checkImage },
-    };
+    const open = { image, checksums };
+    if (given.nextPass !== undefined)
+      settled = await settleSource(repository, open, manifest, given, options, checkImage);
+    return await updateImage(repository, open, manifest, { given, settled }, options, checkImage);
   } finally {
+    settled?.close();
     image.close();
     checksums.close();
   }
+}
+
+/** A later version of a source that does not change any more. */
+async function updateImage(
+  repository: Repository,
+  { image, checksums }: OpenFiles,
+  manifest: ManifestData,
+  { given, settled }: { given: BackupSource; settled: SettledSource | undefined },
+  options: UpdateOptions,
+  checkImage: boolean,
+): Promise<Written> {
+  const { files } = repository;
+  const newest = newestOf(manifest);
+  const source = settled?.source ?? given;
+  const plan = await compare({ image, checksums }, manifest, source, options, checkImage);
+  requireSpace(repository, plan);
+  const saved = await saveDelta(repository, { image, checksums }, plan, options);
+  files.rename(IMAGE, IMAGE_UPDATING);
+  files.fsyncFolder('');
+  // Somebody else may have changed its length too.
+  if (image.sizeBytes() !== source.sizeBytes) image.truncate(source.sizeBytes);
+  const checksumBytes = blockCount(source.sizeBytes) * CHECKSUM_BYTES;
+  if (checksums.sizeBytes() !== checksumBytes) checksums.truncate(checksumBytes);
+  const spec = {
+    kind: 'apply',
+    sizeBytes: source.sizeBytes,
+    skipBadBlocks: options.skipBadBlocks,
+    used: usedOf(source, options),
+    changed: plan.changed,
+    heal: plan.heal,
+  } as const;
+  const chosen = regionsWith(regionCount(source.sizeBytes), plan.changed, plan.heal);
+  const applied = await options.run(
+    spec,
+    { source: source.file, image, checksums },
+    chosen,
+    phase(options, 'copy', bytesOf(chosen, source.sizeBytes)),
+  );
+  image.fsync();
+  checksums.fsync();
+  image.dropCache();
+  checksums.dropCache();
+  const version: VersionRecord = {
+    ...versionFrom(manifest.lastNumber + 1, given, options, plan.totals),
+    // What lies aside is the repository's own.
+    bytesRead: settled?.bytesRead ?? plan.totals.bytesRead + applied.bytesRead,
+    bytesWritten: saved.totals.bytesWritten + applied.bytesWritten,
+    skipped: rangesOf(
+      [...new Set([...(settled?.badBlocks ?? []), ...plan.totals.badBlocks, ...applied.badBlocks])].sort(
+        (a, b) => a - b,
+      ),
+      source.sizeBytes,
+    ),
+  };
+  const delta = {
+    sha256: saved.digest,
+    lengthBytes: saved.lengthBytes,
+    blocks: plan.facts.savedBlocks + plan.facts.zeroBlocks,
+  };
+  const before = manifest.versions.slice(0, -1);
+  const versions = [...before, { ...newest, delta }, version];
+  const damagedBlocks = [...new Set([...plan.totals.damagedBlocks, ...saved.totals.damagedBlocks])];
+  return {
+    manifest: { ...manifest, lastNumber: version.number, image: null, versions },
+    result: { version, damagedBlocks, imageWasForeign: checkImage },
+  };
 }
 
 function versionFrom(number: number, source: BackupSource, options: UpdateOptions, totals: JobTotals): VersionRecord {

@@ -82,6 +82,15 @@ export class PageFile {
     return new PageFile({ fd, directFd: openDirect(`/proc/self/fd/${fd}`, access), isFile: stats.isFile() });
   }
 
+  /**
+   * Opens a disk to read it past the page cache only: what is cached of a disk that is in use is not what is on it. Transfers
+   * that are not aligned fail (EINVAL).
+   */
+  static openUncached(path: string, claim: boolean): PageFile {
+    const flags = constants.O_RDONLY + constants.O_NONBLOCK + libc.O_DIRECT + (claim ? constants.O_EXCL : 0);
+    return new PageFile({ fd: openSync(path, flags), directFd: -1, isFile: false });
+  }
+
   sizeBytes(): number {
     return this.handle.isFile ? fstatSync(this.handle.fd).size : blockDeviceSizeBytes(this.handle.fd);
   }

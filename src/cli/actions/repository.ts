@@ -1,7 +1,7 @@
 /** The actions of the commands for backups and their repositories. */
 
 import { parseVersionRange } from '../../backup/repository-at.js';
-import type { RepositoryOptions, RetentionPolicy } from '../../index.js';
+import type { LiveOptions, RepositoryOptions, RetentionPolicy } from '../../index.js';
 import { CowbirdError } from '../../sys/errors.js';
 import { progressBar } from '../progress.js';
 import { counted, formatSize, parseDecimal } from '../quantities.js';
@@ -9,7 +9,7 @@ import { damageText, versionsText } from '../repository-tables.js';
 import { EXIT } from '../spec/cowbird.js';
 import { type Action, answer, type Call, operand } from './call.js';
 
-const ENGINES = ['auto', 'driver', 'scan'] as const;
+const ENGINES = ['auto', 'driver', 'live', 'scan'] as const;
 const KEEP_MAX = 1_000_000;
 /** For ever, as far as a person is concerned. */
 const WAIT_MS_MAX = 2 ** 31 - 1;
@@ -51,6 +51,26 @@ function summarize(call: Call, summary: object, text: string, warnings: readonly
   else call.io.err(`${text}\n`);
 }
 
+/** Options of engine live. The library says which times are none. */
+function liveOptions(call: Call): LiveOptions {
+  const seconds = (name: string): number | undefined => {
+    const text = call.value(name);
+    if (text === undefined) return undefined;
+    if (/^\d{1,9}(\.\d{1,3})?$/.test(text)) return Number(text);
+    throw new CowbirdError('EINVAL', `--${name} \`${text}\` is not a number of seconds`);
+  };
+  const freezeTimeoutSeconds = seconds('freeze-timeout');
+  const hookTimeoutSeconds = seconds('hook-timeout');
+  const preFreeze = call.value('pre-freeze');
+  const postThaw = call.value('post-thaw');
+  return {
+    ...(freezeTimeoutSeconds === undefined ? {} : { freezeTimeoutSeconds }),
+    ...(hookTimeoutSeconds === undefined ? {} : { hookTimeoutSeconds }),
+    ...(preFreeze === undefined ? {} : { preFreeze }),
+    ...(postThaw === undefined ? {} : { postThaw }),
+  };
+}
+
 const backup: Action = async (call) => {
   const name = call.value('engine') ?? 'auto';
   const engine = ENGINES.find((known) => known === name);
@@ -59,18 +79,24 @@ const backup: Action = async (call) => {
   const keep = countOption(call, 'keep');
   const source = operand(call, 0);
   const cow = call.value('cow');
+  const live = liveOptions(call);
   const summary = await withProgress(call, (options) =>
     call.library.backup(source, operand(call, 1), {
       ...options,
       engine,
       ...(keep === undefined ? {} : { keep }),
       ...(cow === undefined ? {} : { cow }),
+      ...(Object.keys(live).length === 0 ? {} : { live }),
       whole: call.flag('whole'),
       skipBadBlocks: call.flag('skip-bad-blocks'),
     }),
   );
   const dropped = summary.dropped.length === 0 ? '' : `; dropped ${counted(summary.dropped.length, 'version')}`;
-  const text = `version ${summary.version} of ${source}: ${formatSize(summary.bytesRead)} read, ${formatSize(summary.bytesWritten)} written, engine ${summary.engine} (${summary.reason})${dropped}`;
+  const frozen =
+    summary.engine === 'live'
+      ? `; frozen for ${Math.ceil(summary.freezeMs ?? 0)} ms after ${summary.passes - 1} passes`
+      : '';
+  const text = `version ${summary.version} of ${source}: ${formatSize(summary.bytesRead)} read, ${formatSize(summary.bytesWritten)} written, engine ${summary.engine} (${summary.reason})${frozen}${dropped}`;
   summarize(call, summary, text, summary.warnings);
   return undefined;
 };

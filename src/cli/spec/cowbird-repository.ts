@@ -31,21 +31,35 @@ export const REPOSITORY_COMMANDS: readonly CommandSpec[] = [
     description: [
       'Makes a version of SOURCE in REPO, a directory, which is made where it does not exist. The first version is a full image without its zeros and unused blocks; later ones copy only what changed. Whatever is killed or loses power, the repository has the versions that it had, or the new one too.',
       'Engine driver, for an attached volume (its node, /dev/cowbird/NAME, or its origin) that is in use: takes a snapshot, copies, and goes on to incremental mode by itself; the next backup copies what the driver lists as changed. The COW file is .cowbird-N in the root of the file system; minors are taken from 255 downwards. Where nothing proves that the list is whole (an unclean stop, a full COW file, use of the disk without Cowbird, a backup to another repository in between) it says so, and compares the contents of the snapshot with the checksums in the repository. A volume that is tracked under a minor of your own is refused (EBUSY).',
-      'Engine scan, for everything else: reads SOURCE and compares it with the checksums. SOURCE is claimed meanwhile; a mounted disk that is not attached is refused (EBUSY). An attached volume that is not mounted is claimed, too; tracking that a clean stop of the daemon left is gone on with.',
+      'Engine live, for any other disk or partition in use: nothing is attached, unmounted or started anew. An eBPF program marks in the kernel what changes. The disk is read while it is in use, then what changed meanwhile, again and again, until little is left; that is read while its file systems are frozen, for some milliseconds. The kernel goes on tracking, also while no process of Cowbird runs, and the next backup reads only what changed. Where that is not known for sure (a reboot, another disk, a version by another engine) it says so, and compares contents. Refused: what the kernel cannot track (`cowbird doctor` says why), file systems that cannot be frozen, and swap, RAID, LVM or databases on the disk, unless hooks make them stand still. A disk that is written faster than it is read fails clearly. See docs/live.md.',
+      'Engine scan, for everything else: reads SOURCE and compares it with the checksums. SOURCE is claimed meanwhile. An attached volume that is not mounted is claimed, too; tracking that a clean stop of the daemon left is gone on with.',
       'A source that grew goes on in the same repository. A smaller one, or another disk, is refused.',
       'Engine scan needs neither daemon nor root. On a terminal a bar shows rate and time left; stdout stays empty, and a line on stderr sums up. With --json the last line on stdout is an object of type "summary".',
     ],
-    operands: [
-      { name: 'SOURCE', help: 'Attached volume, image file, or a disk or partition that is not in use.' },
-      REPO,
-    ],
+    operands: [{ name: 'SOURCE', help: 'Attached volume, image file, disk or partition, in use or not.' }, REPO],
     options: [
-      { long: '--engine', value: 'ENGINE', help: '`auto`, `driver` or `scan`. Default: auto.' },
+      { long: '--engine', value: 'ENGINE', help: '`auto`, `driver`, `live` or `scan`. Default: auto.' },
       {
         long: '--cow',
         value: 'DIRECTORY',
         help: 'Where engine driver puts its COW files. Default: the root of the file system on the volume; where there is none, or no room, `cow` in COWBIRD_STATE_DIR.',
       },
+      {
+        long: '--freeze-timeout',
+        value: 'SECONDS',
+        help: 'Engine live: a freeze ends after this time whatever happens, and the backup fails then; at most 60. Default: 5.',
+      },
+      {
+        long: '--pre-freeze',
+        value: 'COMMAND',
+        help: 'Engine live: run COMMAND by `sh -c` before each freeze. If it fails there is none, and the backup fails.',
+      },
+      {
+        long: '--post-thaw',
+        value: 'COMMAND',
+        help: 'Engine live: run COMMAND after each freeze, whatever became of it or of --pre-freeze, also when Cowbird is killed.',
+      },
+      { long: '--hook-timeout', value: 'SECONDS', help: 'How long each of them may take, up to 3600. Default: 30.' },
       { long: '--keep', value: 'N', help: 'Then drop all but the newest N versions.' },
       { long: '--whole', help: 'Copy blocks that no file uses, too.' },
       {
@@ -57,6 +71,7 @@ export const REPOSITORY_COMMANDS: readonly CommandSpec[] = [
     ],
     examples: [
       { command: 'cowbird backup /dev/cowbird/data /backup/data', meaning: 'Back up an attached volume in use.' },
+      { command: 'cowbird backup /dev/sda1 /backup/root', meaning: 'Back up a mounted disk, the root volume too.' },
       { command: 'cowbird backup disk.img /backup/disk', meaning: 'Back up an image file.' },
       { command: 'cowbird backup /dev/sdb1 /backup/sdb1 --keep 30', meaning: 'Back up a partition, keep 30 versions.' },
     ],

@@ -1,0 +1,183 @@
+/**
+ * The source of engine `live`: a disk that is read while it is in use, again and again, until what was read is one moment of it.
+ *
+ * What must hold, and why the version is the disk at the freeze:
+ *
+ *   L1  tracking goes on before the used blocks are asked for and the first block is read; a block that is used later is
+ *       written later, and so is in the map
+ *   L2  the map's bits are taken before what they stand for is read: what changes during or after the read is in the next take
+ *   L3  the disk is read past the page cache only
+ *   L4  the last take and the last reads are made while every file system on the disk stands still; the take after them, still
+ *       before the thaw, is empty; and the thaw finds them frozen
+ *
+ * Passes go on while each is less than half of the one before, down to 2 MiB; what is left is read during the freeze, at most 64
+ * MiB. A rest that is larger than that and does not shrink any more is a failure.
+ */
+import { BLOCK_BYTES, BlockBitmap, countBits } from '../live/bitmap.js';
+import type { Freezer } from '../live/freezer.js';
+import { RestBuffer } from '../live/rest-buffer.js';
+import type { LiveTracking } from '../live/tracking.js';
+import { makeBits } from '../repository/bits.js';
+import { regionCount } from '../repository/layout.js';
+import type { Pass } from '../repository/source.js';
+import { CowbirdError } from '../sys/errors.js';
+import type { PageFile } from '../sys/page-file.js';
+
+/** What may be left for the freeze. */
+export const REST_BYTES_MAX = 64 * 1_048_576;
+const REST_BLOCKS_MAX = REST_BYTES_MAX / BLOCK_BYTES;
+/** Not worth another pass. */
+const SMALL_BLOCKS = 512;
+/** A pass that leaves more than this of the one before does not shrink. */
+const SHRINKS = 0.9;
+const STUCK_PASSES_MAX = 3;
+const PASSES_MAX = 50;
+const FREEZES_MAX = 3;
+
+export interface LiveParts {
+  path: string;
+  file: PageFile;
+  sizeBytes: number;
+  tracking: LiveTracking;
+  freezer: Freezer;
+  /** Undefined: all are to be copied. */
+  used: Uint8Array | undefined;
+  /** Called while everything stands still, after the rest was read. */
+  onFrozen: (() => void) | undefined;
+}
+
+type Attempt = 'whole' | 'too much' | 'written';
+
+/** The passes of one backup. */
+export class LivePasses {
+  readonly #parts: LiveParts;
+  readonly #pending: BlockBitmap;
+  readonly #late: BlockBitmap;
+  readonly #rest = new RestBuffer(REST_BYTES_MAX);
+  #leftBlocks = Number.POSITIVE_INFINITY;
+  #stuck = 0;
+  #freezes = 0;
+  #isDone = false;
+  /** Readings so far: the first, each pass, and the one during the freeze. */
+  count = 1;
+  /** How long the file systems stood still. */
+  freezeMs = 0;
+  /** What was read during the freeze. */
+  restBytes = 0;
+  readonly problems: string[] = [];
+
+  constructor(parts: LiveParts) {
+    this.#parts = parts;
+    const { blockCount } = parts.tracking;
+    const memory = (): ArrayBufferLike => makeBits(regionCount(parts.sizeBytes)).buffer;
+    this.#pending = new BlockBitmap(blockCount, memory());
+    this.#late = new BlockBitmap(blockCount, memory());
+  }
+
+  readonly nextPass = async (): Promise<Pass | undefined> => {
+    if (this.#isDone) return undefined;
+    const { freezer, file, tracking } = this.#parts;
+    // The pass before has read them.
+    this.#pending.words.fill(0);
+    await freezer.sync();
+    const takenBlocks = tracking.take(this.#pending);
+    this.count++;
+    if (this.#goesOn(takenBlocks)) return this.#passFrom(file);
+    const attempt = await this.#freeze();
+    if (attempt === 'whole') {
+      this.#isDone = true;
+      return this.#passFrom(this.#rest);
+    }
+    if (this.#freezes >= FREEZES_MAX) throw this.#noMoment(attempt);
+    return this.#passFrom(file);
+  };
+
+  #passFrom(file: Pass['file']): Pass {
+    const { used } = this.#parts;
+    if (used !== undefined) {
+      const words = new Uint32Array(used.buffer);
+      this.#pending.words.forEach((word, at) => {
+        if (word !== 0) words[at] = (words[at] ?? 0) | word;
+      });
+    }
+    return { file, blocks: this.#pending.bytes, used };
+  }
+
+  /** Whether there is to be one more pass before the freeze. @throws {CowbirdError} EBUSY when that leads nowhere. */
+  #goesOn(takenBlocks: number): boolean {
+    const before = this.#leftBlocks;
+    this.#leftBlocks = takenBlocks;
+    this.#stuck = takenBlocks > before * SHRINKS ? this.#stuck + 1 : 0;
+    if (takenBlocks <= REST_BLOCKS_MAX)
+      return takenBlocks > SMALL_BLOCKS && takenBlocks <= before / 2 && this.count < PASSES_MAX;
+    if (this.#stuck >= STUCK_PASSES_MAX || this.count >= PASSES_MAX) {
+      const mib = (blocks: number): string => `${Math.ceil((blocks * BLOCK_BYTES) / 1_048_576)} MiB`;
+      throw new CowbirdError(
+        'EBUSY',
+        `${this.#parts.path} is written faster than it can be read: ${mib(takenBlocks)} changed during a pass, ${mib(before)} during the one before, at most ${mib(REST_BLOCKS_MAX)} may be left for the freeze. No version was made; run this again when the disk has less to do`,
+        { outcome: 'failed' },
+      );
+    }
+    return true;
+  }
+
+  /** One freeze; what it did not read stays in `#pending`. */
+  async #freeze(): Promise<Attempt> {
+    const { freezer, onFrozen } = this.#parts;
+    this.#freezes++;
+    const { result, freezeMs, problem } = await freezer.frozen(() => {
+      const attempt = this.#readRest();
+      if (attempt === 'whole') onFrozen?.();
+      return attempt;
+    });
+    this.freezeMs += freezeMs;
+    if (problem !== undefined) this.problems.push(problem);
+    if (result !== 'too much') this.restBytes = this.#setBlocks() * BLOCK_BYTES;
+    this.#late.words.forEach((word, at) => {
+      if (word !== 0) this.#pending.words[at] = (this.#pending.words[at] ?? 0) | word;
+    });
+    this.#late.words.fill(0);
+    return result;
+  }
+
+  /** What is done while everything stands still. */
+  #readRest(): Attempt {
+    const { tracking, file, sizeBytes } = this.#parts;
+    tracking.take(this.#pending);
+    if (!this.#rest.load(file.handle.fd, this.#pending, sizeBytes)) return 'too much';
+    if (tracking.take(this.#late) > 0) return 'written';
+    const doubt = tracking.doubt();
+    if (doubt !== undefined) throw doubted(this.#parts.path, doubt);
+    return 'whole';
+  }
+
+  #setBlocks(): number {
+    let count = 0;
+    for (const word of this.#pending.words) if (word !== 0) count += countBits(word);
+    return count;
+  }
+
+  #noMoment(attempt: Attempt): CowbirdError {
+    const { path } = this.#parts;
+    const why =
+      attempt === 'written'
+        ? `${path} was written while its file systems were frozen: somebody writes to the disk itself (a database, swap, dd)`
+        : `${path} had more than 64 MiB to be written each time that it was frozen`;
+    return new CowbirdError('EBUSY', `${why}. No version was made after ${FREEZES_MAX} attempts`, {
+      outcome: 'failed',
+    });
+  }
+
+  close(): void {
+    this.#rest.close();
+  }
+}
+
+/** The map cannot be believed any more. */
+export function doubted(path: string, doubt: string): CowbirdError {
+  return new CowbirdError(
+    'EIO',
+    `What changed on ${path} is not known for sure any more (${doubt}): no version was made. Run this again: it compares contents`,
+    { outcome: 'failed' },
+  );
+}

@@ -1,0 +1,121 @@
+/**
+ * A process of its own beside a live backup: it syncs, runs the hooks, and sees to it that a freeze ends in time.
+ *
+ *     freeze-helper COUNT   descriptor 3: the way to its maker; 4: the words; from 5: a descriptor in each file system
+ *
+ * All that it needs to thaw is there before something is frozen: descriptors, code, memory. Armed, it looks at the words every
+ * few milliseconds; a freeze that is older than its limit is ended, whatever its maker does, hangs or is stopped. A maker
+ * that has gone (the way to it is closed, so that no call of it is under way any more) has its freeze ended at once, and its
+ * `post-thaw` hook run. The helper has a session of its own and takes no SIGTERM, so that it outlives its maker until then.
+ */
+import * as v from 'valibot';
+import { messageOf } from '../sys/errors.js';
+import { thaw } from '../sys/fsfile.js';
+import * as libc from '../sys/libc.js';
+import { FreezeState, FreezeWords } from './freeze-words.js';
+import { type HookEnd, runHook } from './hook.js';
+
+const WORDS_FD = 4;
+const FIRST_FD = 5;
+const LOOK_EVERY_MS = 5;
+
+const Hook = v.object({ command: v.string(), timeoutMs: v.number(), environment: v.record(v.string(), v.string()) });
+export type HookOrder = v.InferOutput<typeof Hook>;
+
+/** What the maker asks. Each is answered with {@link HelperAnswer}. */
+const Order = v.variant('kind', [
+  v.object({ kind: v.literal('sync') }),
+  v.object({ kind: v.literal('arm'), timeoutMs: v.number() }),
+  v.object({ kind: v.literal('disarm') }),
+  /** Runs a hook; `undo` is run when the maker goes before it asked for it itself. */
+  v.object({ kind: v.literal('hook'), hook: Hook, undo: v.nullable(Hook) }),
+]);
+export type HelperOrder = v.InferOutput<typeof Order>;
+export type HelperAnswer = { ok: true; hook?: HookEnd } | { ok: false; error: string };
+
+const count = Number(process.argv[2]);
+const fds = Array.from({ length: count }, (_, i) => FIRST_FD + i);
+const words = FreezeWords.map(WORDS_FD);
+let looking: NodeJS.Timeout | undefined;
+let undo: HookOrder | null = null;
+let running: Promise<unknown> = Promise.resolve();
+
+/** One step towards all of them thawed. True when there is nothing left that could be frozen by the maker. */
+function rescue(makerIsGone: boolean): boolean {
+  let isOver = true;
+  fds.forEach((fd, index) => {
+    words.change(index, FreezeState.IDLE, FreezeState.FORBIDDEN);
+    const state = words.stateOf(index);
+    if (state !== FreezeState.FREEZING && state !== FreezeState.FROZEN) return;
+    const isThawed = tryThaw(fd);
+    // Not frozen, although FIFREEZE had returned: somebody else was faster. While it is under way the thaw fails too.
+    if (isThawed || makerIsGone || state === FreezeState.FROZEN) words.set(index, FreezeState.RESCUED);
+    else isOver = false;
+  });
+  return isOver;
+}
+
+/** False where it is not frozen, or cannot be thawed now: it is tried again, as there is nobody to be told. */
+function tryThaw(fd: number): boolean {
+  try {
+    thaw(fd);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function arm(timeoutMs: number): void {
+  clearInterval(looking);
+  looking = setInterval(() => {
+    if (words.elapsedMs() >= timeoutMs && rescue(false)) clearInterval(looking);
+  }, LOOK_EVERY_MS);
+}
+
+async function perform(order: HelperOrder): Promise<HookEnd | undefined> {
+  switch (order.kind) {
+    case 'sync':
+      for (const fd of fds) libc.syncfs(fd);
+      return undefined;
+    case 'arm':
+      arm(order.timeoutMs);
+      return undefined;
+    case 'disarm':
+      if (!fds.some((_, index) => words.stateOf(index) === FreezeState.FROZEN)) clearInterval(looking);
+      return undefined;
+    case 'hook': {
+      undo = order.undo;
+      const hook = runHook(order.hook);
+      running = hook;
+      return hook;
+    }
+  }
+}
+
+async function answer(order: HelperOrder): Promise<HelperAnswer> {
+  try {
+    const hook = await perform(order);
+    return hook === undefined ? { ok: true } : { ok: true, hook };
+  } catch (error) {
+    return { ok: false, error: messageOf(error) };
+  }
+}
+
+async function leave(): Promise<void> {
+  clearInterval(looking);
+  rescue(true);
+  await running;
+  if (undo !== null) await runHook(undo);
+  process.exit();
+}
+
+for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, () => undefined);
+process.on('disconnect', () => void leave());
+process.on('message', (message) => {
+  const order = v.parse(Order, message);
+  void answer(order).then((result) => {
+    // A maker that has gone needs no answer.
+    if (process.connected) process.send?.(result, () => undefined);
+  });
+});
+process.send?.({ ok: true } satisfies HelperAnswer, () => undefined);

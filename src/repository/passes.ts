@@ -1,0 +1,126 @@
+/**
+ * Sources that go on being written: read again and again, until what was read is one state.
+ *
+ * The first version needs no more than its image, which does not count before its commit: each pass is written over the one
+ * before. For a later version the passes go to a file aside, and nothing else is touched before that holds one state. So the
+ * delta is made once, of blocks that are known, and the order of effects of an update is as with any other source. The file
+ * is unlinked as soon as it is made: cut off or killed, nothing is left of it (`incoming`, where that was between the two).
+ */
+import { hasBit, makeBits, regionsWith } from './bits.js';
+import type { WritableFile } from './files.js';
+import type { JobTotals } from './jobs-common.js';
+import { INCOMING, regionCount } from './layout.js';
+import type { ManifestData } from './manifest.js';
+import type { OpenFiles } from './plan.js';
+import type { Repository } from './repository.js';
+import type { BackupSource } from './source.js';
+import { newestOf } from './state.js';
+import { bytesOf, phase, type UpdateOptions, usedOf } from './update-options.js';
+
+/** What was read in all passes. */
+export interface PassTotals {
+  bytesRead: number;
+  /** Could not be read when they were read last. */
+  badBlocks: Set<number>;
+}
+
+/** Writes what changed meanwhile over the first version's image. `totals` is that of the first reading, and is added to. */
+export async function followSource(
+  files: OpenFiles,
+  source: BackupSource,
+  options: UpdateOptions,
+  totals: JobTotals,
+): Promise<JobTotals> {
+  const sum: PassTotals = { bytesRead: totals.bytesRead, badBlocks: new Set(totals.badBlocks) };
+  let bytesWritten = totals.bytesWritten;
+  for (let pass = await source.nextPass?.(); pass !== undefined; pass = await source.nextPass?.()) {
+    const { blocks, file } = pass;
+    const spec = {
+      kind: 'apply',
+      sizeBytes: source.sizeBytes,
+      skipBadBlocks: options.skipBadBlocks,
+      used: options.whole ? undefined : pass.used,
+      changed: blocks,
+      heal: undefined,
+    } as const;
+    const chosen = regionsWith(regionCount(source.sizeBytes), blocks);
+    const progress = phase(options, 'copy', bytesOf(chosen, source.sizeBytes));
+    const more = await options.run(spec, { ...files, source: file }, chosen, progress);
+    addPass(sum, blocks, more);
+    bytesWritten += more.bytesWritten;
+  }
+  return { ...totals, bytesRead: sum.bytesRead, bytesWritten, badBlocks: sortedBlocks(sum) };
+}
+
+function addPass(sum: PassTotals, blocks: Uint8Array | undefined, totals: JobTotals): void {
+  sum.bytesRead += totals.bytesRead;
+  // What could not be read once may have been written and read since.
+  for (const block of [...sum.badBlocks])
+    if (blocks === undefined || hasBit(blocks, block)) sum.badBlocks.delete(block);
+  for (const block of totals.badBlocks) sum.badBlocks.add(block);
+}
+
+function sortedBlocks({ badBlocks }: PassTotals): number[] {
+  return [...badBlocks].sort((a, b) => a - b);
+}
+
+/** One state of a source, aside. */
+export interface SettledSource {
+  source: BackupSource;
+  bytesRead: number;
+  badBlocks: number[];
+  close(): void;
+}
+
+/** Reads a source that goes on being written until the file aside has one state of all that differs from the newest version. */
+export async function settleSource(
+  repository: Repository,
+  { image, checksums }: OpenFiles,
+  manifest: ManifestData,
+  source: BackupSource,
+  options: UpdateOptions,
+  checkImage: boolean,
+): Promise<SettledSource> {
+  const regions = regionCount(source.sizeBytes);
+  const staged = makeBits(regions);
+  const target = openUnnamed(repository);
+  const sum: PassTotals = { bytesRead: 0, badBlocks: new Set() };
+  const read = async (file: BackupSource['file'], blocks?: Uint8Array, used?: Uint8Array): Promise<void> => {
+    const spec = {
+      kind: 'stage',
+      sizeBytes: source.sizeBytes,
+      oldSizeBytes: newestOf(manifest).sizeBytes,
+      skipBadBlocks: options.skipBadBlocks,
+      used,
+      blocks,
+      checkImage,
+      staged,
+    } as const;
+    const chosen = blocks === undefined ? regions : regionsWith(regions, blocks);
+    const progress = phase(options, 'compare', bytesOf(chosen, source.sizeBytes));
+    addPass(sum, blocks, await options.run(spec, { source: file, image, checksums, target }, chosen, progress));
+  };
+  try {
+    target.truncate(source.sizeBytes);
+    // Where the image is not to be trusted every block is looked at.
+    await read(source.file, checkImage ? undefined : source.candidates, usedOf(source, options));
+    for (let pass = await source.nextPass?.(); pass !== undefined; pass = await source.nextPass?.())
+      await read(pass.file, pass.blocks, options.whole ? undefined : pass.used);
+  } catch (error) {
+    target.close();
+    throw error;
+  }
+  const { sizeBytes, identity, confirm } = source;
+  return {
+    source: { sizeBytes, identity, file: target, candidates: staged, holdsOnlyCandidates: true, confirm },
+    bytesRead: sum.bytesRead,
+    badBlocks: sortedBlocks(sum),
+    close: () => target.close(),
+  };
+}
+
+function openUnnamed({ files }: Repository): WritableFile {
+  const file = files.open(INCOMING, 'create');
+  files.unlink(INCOMING);
+  return file;
+}
