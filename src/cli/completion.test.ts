@@ -83,7 +83,7 @@ function offers(): ReadonlyArray<readonly [line: string, offered: string[]]> {
   const long = optionsOf(setup).flatMap((option) => (option.long === undefined ? [] : [option.long]));
   return [
     ['cowbird ', first],
-    ['cowbird tra', ['transition-to-incremental', 'transition-to-snapshot']],
+    ['cowbird tra', ['track', 'tracking', 'transition-to-incremental', 'transition-to-snapshot']],
     ['cowbird daemon ', daemon],
     ['cowbird setup-snapshot --', long],
     ['cowbird detach ', ['data', 'logs', 'disk.img', 'disk two.img']],

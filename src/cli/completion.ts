@@ -34,6 +34,7 @@ const KINDS = new Map<string, Kind>([
   ['DEVICE:COWFILE:MINOR', 'volume'],
   ['DIR', 'file'],
   ['DIRECTORY', 'file'],
+  ['DISK', 'file'],
   ['FALLOCATE', 'none'],
   ['IMAGE', 'file'],
   ['MINOR', 'minor'],

@@ -5,6 +5,7 @@ import { fileURLToPath } from 'node:url';
 import type { AttachedVolume, DaemonStatus } from '../index.js';
 import { CowbirdError, type Outcome } from '../sys/errors.js';
 import { VERSION } from '../version.js';
+import { liveActions } from './actions/live.js';
 import { repositoryActions } from './actions/repository.js';
 import { snapshotActions } from './actions/snapshots.js';
 import { volumeActions } from './actions/volumes.js';
@@ -33,6 +34,7 @@ describe('cowbird', () => {
       ...Object.keys(snapshotActions),
       ...Object.keys(volumeActions),
       ...Object.keys(repositoryActions),
+      ...Object.keys(liveActions),
       'help',
     ].sort();
     assert.deepEqual(COWBIRD.commands.map(({ name }) => name).sort(), actions);
