@@ -15,7 +15,7 @@ import { otherMajor, strangeAnswer } from './skew.js';
 
 /** Exit code of a daemon that finds another one in its run directory. */
 export const EXIT_RUNS_ALREADY = 75;
-const START_TIMEOUT_MS = 20_000;
+const START_TIMEOUT_MS = 60_000;
 const RETRY_MS = 20;
 
 /**
