@@ -12,7 +12,8 @@ import type { IoBuffer } from '../block/device.js';
 import { errnoOfError } from '../sys/errors.js';
 import type { Steps } from '../tracer/steps.js';
 
-const ENABLED = process.env['COWBIRD_FAIL_POINTS'] === '1';
+/** Whether points can be armed at all. */
+export const FAIL_POINTS_ENABLED = process.env['COWBIRD_FAIL_POINTS'] === '1';
 
 export interface ArmedPoint {
   name: string;
@@ -30,7 +31,7 @@ export function arm(point: ArmedPoint | undefined): void {
 
 /** Reads and removes the file that names a point; undefined where there is none. */
 export function takeFailPoint(runDir: string): ArmedPoint | undefined {
-  if (!ENABLED) return undefined;
+  if (!FAIL_POINTS_ENABLED) return undefined;
   const path = join(runDir, 'fail-point');
   let text: string;
   try {
@@ -48,7 +49,7 @@ export function takeFailPoint(runDir: string): ArmedPoint | undefined {
 
 /** Ends the process when this is the armed point. */
 export function failPoint(name: string): void {
-  if (!ENABLED || armed?.name !== name) return;
+  if (!FAIL_POINTS_ENABLED || armed?.name !== name) return;
   if (armed.passes-- > 0) return;
   if (armed.action === 'kill') process.kill(process.pid, 'SIGKILL');
   // The signal is asynchronous for the other threads, not for what this one would do next.
@@ -60,7 +61,7 @@ export function failPoint(name: string): void {
  * written from `scratch` goes to the store; the request's own data lies elsewhere.
  */
 export function withFailPoints<T>(steps: Steps<T>, scratch: IoBuffer): Steps<T> {
-  return ENABLED ? watched(steps, scratch) : steps;
+  return FAIL_POINTS_ENABLED ? watched(steps, scratch) : steps;
 }
 
 function* watched<T>(steps: Steps<T>, scratch: IoBuffer): Steps<T> {

@@ -181,7 +181,7 @@ export async function writeFirstHeader(volume: Volume, snapshot: SnapshotRecord,
 function* writeZerosAndHeader(store: StoreOnDevice, buffer: IoBuffer, header: Uint8Array): Steps {
   if (store.map.zeroPlace !== undefined) {
     buffer.bytes.fill(0, 0, BLOCK_BYTES);
-    yield* writePlaces(store, buffer, [store.map.zeroPlace]);
+    yield* writePlaces(store, buffer, [{ place: store.map.zeroPlace, count: 1 }]);
   }
   yield* writeHeader(store, buffer, header);
 }

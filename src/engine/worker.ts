@@ -18,7 +18,7 @@ import { readSnapshot } from '../tracer/snapshot-view.js';
 import { performIo, runSteps, runStepsUntil, type Step, type Steps } from '../tracer/steps.js';
 import { type RequestContext, Tracer } from '../tracer/tracer.js';
 import { Batch } from './batch.js';
-import { arm, withFailPoints } from './fail-points.js';
+import { arm, FAIL_POINTS_ENABLED, withFailPoints } from './fail-points.js';
 import { SideBySide } from './side-by-side.js';
 import type { FromWorker, ToWorker, WorkerSession, WorkerStart, WorkerStore, WorkerVolume } from './worker-messages.js';
 
@@ -241,6 +241,23 @@ export class PoolWorker {
     const wait = this.#waiter(tracer);
     const write = (buffer: WireBuffer, lengthBytes: number, offset: number): Steps =>
       withFailPoints(tracer.write(context, buffer, DATA_OFFSET, lengthBytes, offset), context.scratch);
+    // Most writes need no steps: nothing is saved before them. Named points lie between steps.
+    const isReady = (lengthBytes: number, offset: number): boolean =>
+      !FAIL_POINTS_ENABLED && tracer.begin(context, lengthBytes, offset);
+    const lastTransfer = (buffer: WireBuffer, lengthBytes: number, offset: number): Transfer => ({
+      isWrite: true,
+      fd: volume.originFd,
+      lengthBytes,
+      offset,
+      done: () => tracer.end(context),
+      again: () => {
+        try {
+          tracer.origin.write(buffer, DATA_OFFSET, lengthBytes, offset);
+        } finally {
+          tracer.end(context);
+        }
+      },
+    });
     return {
       sizeBytes: volume.sizeBytes,
       readOnly: volume.readOnly,
@@ -253,8 +270,19 @@ export class PoolWorker {
         done: () => undefined,
         again: () => tracer.origin.read(buffer, DATA_OFFSET, lengthBytes, offset),
       }),
-      write: (buffer, lengthBytes, offset) => runSteps(write(buffer, lengthBytes, offset), wait),
+      write: (buffer, lengthBytes, offset) => {
+        if (!isReady(lengthBytes, offset)) {
+          runSteps(write(buffer, lengthBytes, offset), wait);
+          return;
+        }
+        try {
+          tracer.origin.write(buffer, DATA_OFFSET, lengthBytes, offset);
+        } finally {
+          tracer.end(context);
+        }
+      },
       beginWrite: (buffer, lengthBytes, offset) => {
+        if (isReady(lengthBytes, offset)) return lastTransfer(buffer, lengthBytes, offset);
         const steps = write(buffer, lengthBytes, offset);
         return beginLastStep(steps, wait, buffer, volume.originFd);
       },

@@ -12,7 +12,7 @@ import { assert } from '../sys/errors.js';
 import { BLOCK_BYTES, isBitSet, type VolumeMemory } from './layout.js';
 import type { Steps } from './steps.js';
 import { writePlaces } from './store-io.js';
-import type { StoreMap } from './store-map.js';
+import type { SlotRun, StoreMap } from './store-map.js';
 
 export const ENTRIES_PER_PAGE = BLOCK_BYTES / ENTRY_SIZE_BYTES;
 
@@ -26,23 +26,28 @@ export function* writeIndex(memory: VolumeMemory, store: StoreOnDevice, buffer: 
   const capacity = buffer.bytes.byteLength / BLOCK_BYTES;
   const view = new DataView(buffer.bytes.buffer, buffer.bytes.byteOffset, buffer.bytes.byteLength);
   const map = memory.map;
-  let places: number[] = [];
+  let runs: SlotRun[] = [];
+  let pages = 0;
   for (let first = 0; first < memory.blockCount; first += ENTRIES_PER_PAGE) {
     if (!pageHasBits(map, first)) continue;
-    const at = places.length * BLOCK_BYTES;
+    const at = pages * BLOCK_BYTES;
     buffer.bytes.fill(0, at, at + BLOCK_BYTES);
     const end = Math.min(first + ENTRIES_PER_PAGE, memory.blockCount);
     for (let block = first; block < end; block++) {
       if (!isBitSet(map, block)) continue;
       view.setUint32(at + (block - first) * ENTRY_SIZE_BYTES, indexOnly ? 1 : entryOf(memory, store, block), true);
     }
-    places.push(HEADER_SIZE_BYTES / BLOCK_BYTES + first / ENTRIES_PER_PAGE);
-    if (places.length === capacity) {
-      yield* writePlaces(store, buffer, places);
-      places = [];
+    const place = HEADER_SIZE_BYTES / BLOCK_BYTES + first / ENTRIES_PER_PAGE;
+    const last = runs.at(-1);
+    if (last !== undefined && last.place + last.count === place) last.count++;
+    else runs.push({ place, count: 1 });
+    if (++pages === capacity) {
+      yield* writePlaces(store, buffer, runs);
+      runs = [];
+      pages = 0;
     }
   }
-  yield* writePlaces(store, buffer, places);
+  yield* writePlaces(store, buffer, runs);
 }
 
 /** What was free at T0 and is overwritten has the store's block of zeros as its place. */
@@ -62,7 +67,7 @@ function pageHasBits(map: Int32Array, first: number): boolean {
 export function* writeHeader(store: StoreOnDevice, buffer: IoBuffer, header: Uint8Array): Steps {
   decodeHeader(header);
   buffer.bytes.set(header, 0);
-  yield* writePlaces(store, buffer, [0]);
+  yield* writePlaces(store, buffer, [{ place: 0, count: 1 }]);
   yield { kind: 'flush', device: store.device };
 }
 

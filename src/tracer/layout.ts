@@ -210,6 +210,20 @@ export class VolumeMemory {
     return !this.isMarked(block) && !this.isFree(block);
   }
 
+  /** First block in `[from, end)` whose old contents have to be saved, or `end`. */
+  nextToBeSaved(from: number, end: number): number {
+    return nextBit(this.map, from, end, -1, this.#freeMapInUse);
+  }
+
+  /** First block in `[from, end)` whose old contents need not be saved (any more), or `end`. */
+  nextSettled(from: number, end: number): number {
+    return nextBit(this.map, from, end, 0, this.#freeMapInUse);
+  }
+
+  get #freeMapInUse(): Int32Array | undefined {
+    return this.get(Word.FREE) === 0 ? undefined : this.#freeMap;
+  }
+
   /** First block in `[from, end)` that was free at T0, or `end`. */
   nextFree(from: number, end: number): number {
     return this.get(Word.FREE) === 0 ? end : nextBit(this.#freeMap, from, end, 0);
@@ -251,9 +265,19 @@ export class VolumeMemory {
   }
 
   setEntry(block: number, place: number): void {
-    const view = this.#index[block >>> 28];
-    assert(view !== undefined, () => `index entry of block ${block} is inside the volume`);
-    Atomics.store(view, block & (ENTRIES_PER_VIEW - 1), place);
+    this.setEntries(block, place, 1);
+  }
+
+  /** Blocks from `first` on are at places from `place` on. */
+  setEntries(first: number, place: number, count: number): void {
+    let done = 0;
+    while (done < count) {
+      const view = this.#index[(first + done) >>> 28];
+      assert(view !== undefined, () => `index entry of block ${first} is inside the volume`);
+      const at = (first + done) & (ENTRIES_PER_VIEW - 1);
+      const end = Math.min(at + count - done, view.length);
+      for (let entry = at; entry < end; entry++) Atomics.store(view, entry, place + done++);
+    }
   }
 }
 
@@ -261,11 +285,12 @@ export function isBitSet(map: Int32Array, block: number): boolean {
   return (Atomics.load(map, block >>> 5) & (1 << (block & 31))) !== 0;
 }
 
-/** First bit in `[from, end)` that differs from those of `passed` (0 or -1), or `end`. */
-function nextBit(map: Int32Array, from: number, end: number, passed: 0 | -1): number {
+/** First bit in `[from, end)` that differs from those of `passed` (0 or -1), or `end`. A bit of `other` counts as set, too. */
+function nextBit(map: Int32Array, from: number, end: number, passed: 0 | -1, other?: Int32Array): number {
   let block = from;
   while (block < end) {
-    const found = (Atomics.load(map, block >>> 5) ^ passed) & (-1 << (block & 31));
+    const bits = Atomics.load(map, block >>> 5) | (other === undefined ? 0 : Atomics.load(other, block >>> 5));
+    const found = (bits ^ passed) & (-1 << (block & 31));
     const wordStart = block - (block & 31);
     // The lowest bit that is set.
     if (found !== 0) return Math.min(end, wordStart + 31 - Math.clz32(found & -found));

@@ -18,7 +18,7 @@ export interface StoreExtent {
   count: number;
 }
 
-/** `count` free places from `place`; sorted in order of allocation. */
+/** `count` places from `place`. Free ones are sorted in order of allocation. */
 export interface SlotRun {
   place: number;
   count: number;
@@ -65,6 +65,17 @@ export class StoreMap {
       left -= run.count;
     }
     throw new Error(`Slot ${slot} is beyond the store's ${this.slotCount}`);
+  }
+
+  /** The places of `count` slots from `slot` on, in their order. */
+  placesOfSlots(slot: number, count: number): SlotRun[] {
+    const places: SlotRun[] = [];
+    for (let done = 0; done < count; ) {
+      const { place, run } = this.placeOfSlot(slot + done);
+      places.push({ place, count: Math.min(run, count - done) });
+      done += run;
+    }
+    return places;
   }
 
   /** Byte offset of a place on the store's device, and how many blocks from there lie in one piece. */

@@ -20,15 +20,14 @@
  * taken in ascending order of their words. The gate is never waited for from inside. So nothing waits in a circle.
  */
 import type { BlockDevice, IoBuffer } from '../block/device.js';
-import { assert, errnoOfError, messageOf } from '../sys/errors.js';
-import { BLOCK_BYTES, CLAIM_COUNT, Gate, HeaderState, Mode, type VolumeMemory, Word } from './layout.js';
+import { errnoOfError, messageOf } from '../sys/errors.js';
+import { BLOCK_BYTES, Gate, HeaderState, Mode, type VolumeMemory, Word } from './layout.js';
+import { saveBlocks } from './saving.js';
 import type { Steps } from './steps.js';
 import { writePlaces } from './store-io.js';
 import { type StoreConfig, StoreMap } from './store-map.js';
 import { nonZeroRuns } from './zeros.js';
 
-/** Store full: EFBIG, as dattobd reports it. */
-export const STORE_FULL = 27;
 /** Somebody wrote into the store's blocks: EUCLEAN. */
 export const STORE_OVERWRITTEN = 117;
 
@@ -92,13 +91,50 @@ export class Tracer {
 
   /** Serves one write. */
   *write(context: RequestContext, buffer: IoBuffer, at: number, lengthBytes: number, offset: number): Steps {
-    yield* this.#enter(context);
+    let isInside = this.begin(context, lengthBytes, offset);
     try {
-      yield* this.#beforeWrite(context, offset, lengthBytes);
+      if (!isInside) {
+        yield* this.#enter(context);
+        isInside = true;
+        yield* this.#beforeWrite(context, offset, lengthBytes);
+      }
       yield { kind: 'write', device: this.origin, buffer, at, lengthBytes, offset };
     } finally {
-      this.#leave(context);
+      if (isInside) this.end(context);
     }
+  }
+
+  /**
+   * Begins a write for which nothing has to be saved or waited for: most of them. True: it is inside, the origin may be
+   * written, and {@link end} has to follow. False: nothing was done; {@link write} does what is missing.
+   */
+  begin(context: RequestContext, lengthBytes: number, offset: number): boolean {
+    const { memory } = this;
+    Atomics.add(memory.words, Word.BUSY + context.worker, 1);
+    if (memory.get(Word.GATE) === Gate.OPEN) {
+      this.hooks.refresh();
+      if (this.#isReady(Math.floor(offset / BLOCK_BYTES), Math.floor((offset + lengthBytes - 1) / BLOCK_BYTES)))
+        return true;
+    }
+    this.end(context);
+    return false;
+  }
+
+  /** Whether these blocks may be written as it is; then they are marked, where they have to be. */
+  #isReady(first: number, last: number): boolean {
+    const { memory } = this;
+    if (memory.get(Word.NOTING) !== 0) return false;
+    const mode = memory.get(Word.MODE);
+    if (mode === Mode.PASSTHROUGH) {
+      this.#noteUntracked();
+      return true;
+    }
+    if (memory.get(Word.HEADER_STATE) !== HeaderState.DIRTY) return false;
+    const map = this.#store?.map;
+    if (map !== undefined && map.firstOwnBlock(first, last) >= 0) return false;
+    if (mode === Mode.SNAPSHOT) return memory.nextUnmarked(first, last + 1) > last;
+    memory.mark(first, last);
+    return true;
   }
 
   /**
@@ -124,7 +160,7 @@ export class Tracer {
           if (position < end) position = yield* this.#zeroPiece(context, position, end, unmap);
         }
       } finally {
-        this.#leave(context);
+        this.end(context);
       }
     }
   }
@@ -135,9 +171,7 @@ export class Tracer {
     const lengthBytes = Math.min(end - position, span);
     const first = Math.floor(position / BLOCK_BYTES);
     const last = Math.floor((position + lengthBytes - 1) / BLOCK_BYTES);
-    let known = true;
-    for (let block = first; block <= last && known; block++) known = this.memory.isMarked(block);
-    if (known) {
+    if (this.memory.nextUnmarked(first, last + 1) > last) {
       yield* this.#beforeWrite(context, position, lengthBytes);
     } else {
       yield { kind: 'read', device: this.origin, buffer: scratch, at: 0, lengthBytes, offset: position };
@@ -170,7 +204,7 @@ export class Tracer {
     yield* this.#guardStore(context, offset, lengthBytes);
     if (mode === Mode.SNAPSHOT && memory.get(Word.FAILED) === 0) {
       try {
-        yield* this.#save(context, first, last);
+        yield* saveBlocks(this, context, first, last);
       } catch (error) {
         this.fail(errnoOfError(error), `saving old contents: ${messageOf(error)}`);
       }
@@ -183,83 +217,8 @@ export class Tracer {
     if (this.memory.get(Word.WRITTEN) === 0) this.memory.set(Word.WRITTEN, 1);
   }
 
-  /** Saves what is not saved yet of blocks `first` to `last`. Stops without an error once the snapshot has failed. */
-  *#save(context: RequestContext, first: number, last: number): Steps {
-    const longest = context.scratch.bytes.byteLength / BLOCK_BYTES;
-    let block = first;
-    while (block <= last && this.memory.get(Word.FAILED) === 0) {
-      if (!this.memory.isToBeSaved(block)) {
-        block++;
-        continue;
-      }
-      // A run ends where its claims would wrap around, so that claims are taken in ascending order of their words.
-      const wrap = block - (block % CLAIM_COUNT) + CLAIM_COUNT - 1;
-      let end = Math.min(last, block + longest - 1, wrap);
-      while (end > block && !this.memory.isToBeSaved(end)) end--;
-      yield* this.#saveRun(context, block, end);
-      block = end + 1;
-    }
-  }
-
-  *#saveRun(context: RequestContext, first: number, last: number): Steps {
-    let claimed = first;
-    try {
-      for (; claimed <= last; claimed++) yield* this.#claim(context, claimed);
-      // Claims were waited for: what was unsaved may be saved now.
-      const missing: number[] = [];
-      for (let block = first; block <= last; block++) if (this.memory.isToBeSaved(block)) missing.push(block);
-      if (missing.length > 0 && this.memory.get(Word.FAILED) === 0) yield* this.#copy(context, missing);
-    } finally {
-      for (let block = first; block < claimed; block++) this.#release(block);
-    }
-  }
-
-  /** Copies claimed blocks to the store: one read over them all, one append, then the index and the map. */
-  *#copy(context: RequestContext, missing: number[]): Steps {
-    const { memory, origin } = this;
-    const { scratch } = context;
-    const first = missing[0];
-    const last = missing.at(-1);
-    assert(first !== undefined && last !== undefined, 'there is something to copy');
-    const offset = first * BLOCK_BYTES;
-    const spanBytes = (last - first + 1) * BLOCK_BYTES;
-    const lengthBytes = Math.min(spanBytes, origin.sizeBytes - offset);
-    yield { kind: 'read', device: origin, buffer: scratch, at: 0, lengthBytes, offset };
-    if (lengthBytes < spanBytes) scratch.bytes.fill(0, lengthBytes, spanBytes);
-    missing.forEach((block, i) => {
-      const from = (block - first) * BLOCK_BYTES;
-      if (from !== i * BLOCK_BYTES) scratch.bytes.copyWithin(i * BLOCK_BYTES, from, from + BLOCK_BYTES);
-    });
-    const places = yield* this.#append(scratch, missing.length);
-    if (places === undefined) return;
-    missing.forEach((block, i) => {
-      const place = places[i];
-      assert(place !== undefined, 'every copied block has a place');
-      memory.setEntry(block, place);
-      memory.mark(block, block);
-    });
-  }
-
-  /** Appends blocks from the start of `buffer`; undefined when the snapshot failed instead. */
-  *#append(buffer: IoBuffer, count: number): Steps<number[] | undefined> {
-    const store = this.#store;
-    assert(store !== undefined, 'snapshot mode has a store');
-    const slot = this.#allocate(count);
-    if (slot < 0) {
-      this.fail(STORE_FULL);
-      return undefined;
-    }
-    const places: number[] = [];
-    while (places.length < count) {
-      const { place, run } = store.map.placeOfSlot(slot + places.length);
-      for (let i = 0; i < run && places.length < count; i++) places.push(place + i);
-    }
-    // A foreign write fails the snapshot first and then waits for what is in hand: after it, nothing goes to the store.
-    return (yield* this.whileTrusted(writePlaces(store, buffer, places))) ? places : undefined;
-  }
-
   /** Takes `count` slots, or -1 when the store has not so many left. */
-  #allocate(count: number): number {
+  allocate(count: number): number {
     const { memory } = this;
     for (;;) {
       const next = memory.get(Word.NEXT_SLOT);
@@ -320,7 +279,7 @@ export class Tracer {
       const isOurs = store !== undefined && memory.get(Word.FAILED) !== STORE_OVERWRITTEN;
       if (memory.get(Word.HEADER_STATE) === HeaderState.CLEAN && isOurs) {
         context.scratch.bytes.set(store.dirtyHeader, 0);
-        yield* writePlaces(store, context.scratch, [0]);
+        yield* writePlaces(store, context.scratch, [{ place: 0, count: 1 }]);
         yield { kind: 'flush', device: store.device };
       }
     } catch (error) {
@@ -352,37 +311,18 @@ export class Tracer {
         this.hooks.refresh();
         return;
       }
-      this.#leave(context);
+      this.end(context);
       yield { kind: 'wait', word: Word.GATE, value: gate };
     }
   }
 
-  #leave(context: RequestContext): void {
+  /** Ends what was begun: a write is no longer inside. */
+  end(context: RequestContext): void {
     const busy = Word.BUSY + context.worker;
     Atomics.sub(this.memory.words, busy, 1);
     if (this.memory.get(Word.GATE) !== Gate.OPEN) this.hooks.wake(busy);
   }
-
-  *#claim(context: RequestContext, block: number): Steps {
-    const { words } = this.memory;
-    const word = this.memory.claimWord(block);
-    const mine = context.worker + 1;
-    for (;;) {
-      const owner = Atomics.compareExchange(words, word, 0, mine);
-      if (owner === 0) return;
-      // Say that somebody waits, so that the release wakes; if the owner went meanwhile, look again at once.
-      const awaited = owner | CLAIM_AWAITED;
-      if (owner !== awaited && Atomics.compareExchange(words, word, owner, awaited) !== owner) continue;
-      yield { kind: 'wait', word, value: awaited };
-    }
-  }
-
-  #release(block: number): void {
-    const word = this.memory.claimWord(block);
-    if ((Atomics.exchange(this.memory.words, word, 0) & CLAIM_AWAITED) !== 0) this.hooks.wake(word);
-  }
 }
 
-const CLAIM_AWAITED = 0x1_0000;
 /** Longest hole punched in one piece in passthrough: a bound on how long a closing gate waits. */
 const PASSTHROUGH_ZERO_BYTES = 268_435_456;

@@ -19,6 +19,9 @@ export interface Canary {
 }
 
 const TRACER = 'tracer/tracer.js';
+const SAVING = 'tracer/saving.js';
+/** In `saving.js`. */
+const APPEND = 'const places = yield* append(tracer, scratch, at / BLOCK_BYTES);';
 
 export const CANARIES: readonly Canary[] = [
   {
@@ -26,6 +29,7 @@ export const CANARIES: readonly Canary[] = [
     file: TRACER,
     edits: [
       { find: `        memory.mark(first, last);\n    }\n`, replace: '    }\n' },
+      { find: `memory.mark(first, last);\n        return true;`, replace: 'return true;' },
       {
         find: `yield { kind: 'write', device: this.origin, buffer, at, lengthBytes, offset };`,
         replace: `yield { kind: 'write', device: this.origin, buffer, at, lengthBytes, offset };
@@ -37,20 +41,48 @@ export const CANARIES: readonly Canary[] = [
   },
   {
     name: 'index before data',
-    file: TRACER,
+    file: SAVING,
     edits: [
       {
-        find: `const places = yield* this.#append(scratch, missing.length);`,
-        replace: `this.publish = (places) => missing.forEach((block, i) => {
-            memory.setEntry(block, places[i]);
-            memory.mark(block, block);
-        });
-        const places = yield* this.#append(scratch, missing.length);`,
+        find: APPEND,
+        replace: `tracer.publish = (places) => publish(tracer.memory, missing, places);
+    ${APPEND}`,
       },
       {
-        find: 'return (yield* this.whileTrusted(writePlaces(store, buffer, places)))',
-        replace: 'this.publish(places);\n        return (yield* this.whileTrusted(writePlaces(store, buffer, places)))',
+        find: 'return (yield* tracer.whileTrusted(',
+        replace: 'tracer.publish(places);\n    return (yield* tracer.whileTrusted(',
       },
+    ],
+    by: 'simulator',
+  },
+  {
+    name: 'bits of a run before its index entries',
+    file: SAVING,
+    edits: [{ find: 'let block = first;\n', replace: 'let block = first;\n        memory.mark(first, end - 1);\n' }],
+    by: 'simulator',
+  },
+  {
+    name: 'no second look after waiting for claims',
+    file: SAVING,
+    edits: [
+      {
+        find: 'const missing = runsToBeSaved(memory, first, last);',
+        replace: 'const missing = [{ first, end: last + 1 }];',
+      },
+    ],
+    by: 'simulator',
+  },
+  {
+    name: 'gate not looked at by a write that has nothing to save',
+    file: TRACER,
+    edits: [{ find: 'if (memory.get(Word.GATE) === Gate.OPEN) {', replace: 'if (true) {' }],
+    by: 'simulator',
+  },
+  {
+    name: 'foreign write taken for one that has nothing to save',
+    file: TRACER,
+    edits: [
+      { find: `if (map !== undefined && map.firstOwnBlock(first, last) >= 0)\n            return false;`, replace: '' },
     ],
     by: 'simulator',
   },
@@ -109,12 +141,12 @@ export const CANARIES: readonly Canary[] = [
   },
   {
     name: 'claim released early',
-    file: TRACER,
+    file: SAVING,
     edits: [
       {
-        find: `const places = yield* this.#append(scratch, missing.length);`,
-        replace: `missing.forEach((block) => this.#release(block));
-        const places = yield* this.#append(scratch, missing.length);`,
+        find: APPEND,
+        replace: `releaseClaims(tracer.memory, first, missing.at(-1).end, () => undefined);
+    ${APPEND}`,
       },
     ],
     by: 'simulator',
@@ -124,13 +156,15 @@ export const CANARIES: readonly Canary[] = [
     file: 'tracer/layout.js',
     edits: [
       {
-        find: `Atomics.store(view, block & (ENTRIES_PER_VIEW - 1), place);`,
-        replace: `const first = (block & (ENTRIES_PER_VIEW - 1)) & ~127;
-        const sector = view.slice(first, first + 128);
-        // Where another thread may run.
-        this.get(Word.MODE);
-        sector[block & 127] = place;
-        view.set(sector, first);`,
+        find: `Atomics.store(view, entry, place + done++);`,
+        replace: `{
+            const first = entry & ~127;
+            const sector = view.slice(first, first + 128);
+            // Where another thread may run.
+            this.get(Word.MODE);
+            sector[entry & 127] = place + done++;
+            view.set(sector, first);
+        }`,
       },
     ],
     by: 'simulator',
@@ -145,6 +179,7 @@ export const CANARIES: readonly Canary[] = [
     name: 'dormant write issued before the dirty header',
     file: TRACER,
     edits: [
+      { find: `if (memory.get(Word.HEADER_STATE) !== HeaderState.DIRTY)\n            return false;`, replace: '' },
       {
         find: `if (memory.get(Word.HEADER_STATE) !== HeaderState.DIRTY)
             yield* this.makeDirty(context);

@@ -59,10 +59,12 @@ export class SharedMemory extends VolumeMemory {
     return super.mark(first, last);
   }
 
-  override setEntry(block: number, place: number): void {
-    if (this.isRunning) this.#access();
-    this.touched.add(block);
-    super.setEntry(block, place);
+  override setEntries(first: number, place: number, count: number): void {
+    for (let i = 0; i < count; i++) {
+      if (this.isRunning) this.#access();
+      this.touched.add(first + i);
+      super.setEntries(first + i, place + i, 1);
+    }
   }
 
   /** Gives index and maps back as zeros, as punching the memory file does. */
