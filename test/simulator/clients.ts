@@ -110,7 +110,7 @@ export class Clients {
   #sendForeign(): void {
     const random = this.#random;
     const own = [...this.#model.own.keys()].filter((block) => this.#model.own[block] === 1);
-    const block = random(3) === 0 ? own[random(Math.max(1, own.length))] : this.#model.lastAppended(1 + random(5));
+    const block = random(2) === 0 ? own[random(Math.max(1, own.length))] : this.#model.lastAppended(1 + random(5));
     if (block === undefined || this.#model.own[block] !== 1) return;
     const first = block * SECTORS_PER_BLOCK + random(SECTORS_PER_BLOCK);
     const count = 1 + random(SECTORS_PER_BLOCK);
