@@ -113,7 +113,14 @@ export function ratiosOf(result: VolumesResult, workload: string, subject: strin
 }
 
 export function judgeAll(results: Results): Judged[] {
-  return [...judgeVolumes(results), ...judgeUpdateImg(results), ...judgeReads(results), ...judgeMemory(results)];
+  return [
+    ...judgeVolumes(results),
+    ...judgeUpdateImg(results),
+    ...judgeReads(results),
+    ...judgeMemory(results),
+    ...judgeBackup(results),
+    ...judgeTracking(results),
+  ];
 }
 
 function judgeVolumes(results: Results): Judged[] {
@@ -149,10 +156,55 @@ function judgeReads(results: Results): Judged[] {
   });
 }
 
+function judgeTracking(results: Results): Judged[] {
+  const result = results.tracking;
+  if (result === undefined) return [];
+  const depths = [...new Set(result.rounds.map(({ depth }) => depth))];
+  const writes = depths.map((depth): Judged => {
+    const ratios = result.rounds
+      .filter((round) => round.depth === depth)
+      .map(({ trackedIops, untrackedIops }) => trackedIops / untrackedIops);
+    const text = `4 KiB random writes, depth ${depth}, tracked in the kernel / not tracked`;
+    return { text, spread: spreadOf(ratios), bound: 0.97, kind: 'atLeast', unit: '' };
+  });
+  const text = 'kernel memory of the map of 1 TiB';
+  return [...writes, { text, spread: spreadOf([result.mapMib]), bound: 32.1, kind: 'atMost', unit: 'MiB' }];
+}
+
 function judgeMemory(results: Results): Judged[] {
   return (results.memory?.cases ?? []).flatMap(({ title, keeperMib, engineMib, limitMib }) => {
     if (limitMib === null) return [];
     const text = `memory of keeper and engine, ${title}`;
     return [{ text, spread: spreadOf([keeperMib + engineMib]), bound: limitMib, kind: 'atMost', unit: 'MiB' } as const];
   });
+}
+
+function judgeBackup({ backup }: Results): Judged[] {
+  if (backup === undefined) return [];
+  const { full, next, verify } = backup;
+  const judged = (text: string, bound: number, ratios: number[]): Judged => {
+    return { text, spread: spreadOf(ratios), bound, kind: 'atLeast', unit: '' };
+  };
+  return [
+    judged(
+      'first backup / dd bs=1M, half-full volume',
+      1.6,
+      full.map(({ cowbirdMs, ddMs }) => ddMs / cowbirdMs),
+    ),
+    judged(
+      'first backup --whole / dd bs=1M',
+      0.95,
+      full.map(({ cowbirdWholeMs, ddMs }) => ddMs / cowbirdWholeMs),
+    ),
+    judged(
+      'backup of 1 % changed, cold / dd bs=1M',
+      20,
+      next.map(({ cowbirdMs, ddMs }) => ddMs / cowbirdMs),
+    ),
+    judged(
+      'verify / cat of the same files, cold',
+      0.7,
+      verify.map(({ verifyMs, catMs }) => catMs / verifyMs),
+    ),
+  ];
 }

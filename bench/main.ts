@@ -6,6 +6,7 @@
  */
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { measureBackup } from './backup.js';
 import { Lab } from './lab.js';
 import { describeMachine } from './machine.js';
 import { measureMemory } from './memory.js';
@@ -16,6 +17,7 @@ import { writeReport } from './report.js';
 import { type Machine, writeResult } from './results.js';
 import { measureSnapshotReads } from './snapshot-reads.js';
 import { measureTimes } from './times.js';
+import { measureTracking } from './tracking.js';
 import { measureUpdateImg } from './update-img.js';
 import { measureVolumes } from './volumes.js';
 
@@ -67,6 +69,16 @@ async function measure({ lab, scale, machine, out }: Run, part: Part): Promise<v
     case 'times': {
       const cases = await measureTimes(lab, scale, say);
       writeResult(out, 'times', { ...head(), cases });
+      break;
+    }
+    case 'backup': {
+      const measured = await measureBackup(lab, scale, say);
+      writeResult(out, 'backup', { ...head(), ...measured });
+      break;
+    }
+    case 'tracking': {
+      const measured = await measureTracking(lab, scale, say);
+      writeResult(out, 'tracking', { ...head(), ...measured });
       break;
     }
     case 'profile': {

@@ -2,7 +2,7 @@
 import { availableParallelism } from 'node:os';
 import { parseArgs } from 'node:util';
 
-export const PARTS = ['volumes', 'update-img', 'snapshot-reads', 'memory', 'times'] as const;
+export const PARTS = ['volumes', 'update-img', 'snapshot-reads', 'memory', 'times', 'backup', 'tracking'] as const;
 export type Part = (typeof PARTS)[number] | 'profile';
 export type CacheFamily = 'direct' | 'buffered';
 
@@ -20,6 +20,8 @@ export interface Scale {
   /** Undefined: all of them. */
   workloads: string[] | undefined;
   update: { imageMib: number; fileMib: number; rounds: number };
+  /** A sparse volume and the random data in it. */
+  backup: { volumeMib: number; dataMib: number; rounds: number };
   readsMib: number;
   /** Sizes of volumes whose setup and transitions are timed. */
   timedGib: number[];
@@ -42,6 +44,7 @@ const FULL: Scale = {
   passIos: { depth1: 16_384, depth16: 65_536 },
   workloads: undefined,
   update: { imageMib: 8_192, fileMib: 6_144, rounds: 7 },
+  backup: { volumeMib: 16_384, dataMib: 8_192, rounds: 3 },
   readsMib: 2_048,
   timedGib: [1, 64, 1_024],
   timedRounds: 3,
@@ -60,6 +63,7 @@ const QUICK: Scale = {
   fileMib: 96,
   passIos: { depth1: 1_024, depth16: 4_096 },
   update: { imageMib: 256, fileMib: 160, rounds: 1 },
+  backup: { volumeMib: 512, dataMib: 256, rounds: 1 },
   readsMib: 128,
   timedGib: [1, 64],
   timedRounds: 1,
@@ -78,6 +82,7 @@ const TINY: Scale = {
   passIos: { depth1: 256, depth16: 512 },
   workloads: ['random-read-32', 'random-write-16'],
   update: { imageMib: 96, fileMib: 48, rounds: 1 },
+  backup: { volumeMib: 128, dataMib: 64, rounds: 1 },
   readsMib: 48,
   timedGib: [1],
   idleVolumes: 3,
@@ -98,7 +103,7 @@ export const USAGE = `Usage: npm run bench -- [options]
 
   --quick           every part once, with small sizes: for its working, not for its figures
   --tiny            as --quick, smaller still
-  --rounds N        rounds of volumes, update-img and snapshot-reads (7)
+  --rounds N        rounds of volumes, update-img and snapshot-reads (7), backup (3)
   --only NAME       only this part, may be repeated: ${PARTS.join(', ')}
   --cache FAMILY    origins with O_DIRECT, through the page cache, or both: direct, buffered, both
   --dir DIR         where the images lie (/var/tmp); its file system must take O_DIRECT
@@ -120,6 +125,7 @@ export function parseOptions(args: string[]): Options | 'help' {
     scale: {
       ...base,
       rounds,
+      backup: { ...base.backup, rounds: values.rounds === undefined ? base.backup.rounds : rounds },
       update: { ...base.update, rounds: values.rounds === undefined ? base.update.rounds : rounds },
       caches: values.cache === undefined ? base.caches : cacheFamilies(values.cache),
     },

@@ -50,6 +50,7 @@ function reportText(results: Results): string {
     ...readsSection(results),
     ...memorySection(results),
     ...timesSection(results),
+    ...backupSection(results),
     ...profileSection(results),
   ];
   return `${sections.join('\n\n')}\n`;
@@ -168,6 +169,42 @@ function updateSection(results: Results): string[] {
     '## update-img',
     `An image of ${result.imageMib} MiB. Start-up (\`update-img --version\`, ${round(startUp, 0)} ms) is subtracted. update-img ends with an fsync of the image; the plain program, as the original tool, does not, so both are shown.`,
     table(head, rows),
+  ];
+}
+
+function backupSection({ backup }: Results): string[] {
+  if (backup === undefined) return [];
+  const { full, next, verify, sizes } = backup;
+  const ms = (values: Array<number | null>): string => {
+    const measured = values.filter((value) => value !== null);
+    return measured.length === 0 ? 'not installed' : `${round(median(measured), 0)} ms`;
+  };
+  const speed = backup.verifiedBytes / 1e6 / median(verify.map(({ verifyMs }) => verifyMs));
+  const rows: Row[] = [
+    ['first backup', ms(full.map((one) => one.cowbirdMs)), `dd ${ms(full.map((one) => one.ddMs))}`],
+    ['first backup --whole', ms(full.map((one) => one.cowbirdWholeMs)), `dd ${ms(full.map((one) => one.ddMs))}`],
+    [
+      'backup of 1 % changed',
+      ms(next.map((one) => one.cowbirdMs)),
+      `dd ${ms(next.map((one) => one.ddMs))}; rsync --inplace --no-whole-file ${ms(next.map((one) => one.rsyncMs))}; qemu-img convert ${ms(next.map((one) => one.qemuMs))}`,
+    ],
+    [
+      'verify',
+      `${ms(verify.map((one) => one.verifyMs))}, ${round(speed, 2)} GB/s`,
+      `cat ${ms(verify.map((one) => one.catMs))}`,
+    ],
+    [
+      `${sizes.versions} versions`,
+      `${round(sizes.repositoryBytes / 1_048_576, 0)} MiB`,
+      sizes.qcow2Bytes === null
+        ? 'qemu-io not installed'
+        : `qcow2 overlays ${round(sizes.qcow2Bytes / 1_048_576, 0)} MiB`,
+    ],
+  ];
+  return [
+    '## Backups',
+    `A sparse volume of ${backup.volumeMib} MiB, attached and mounted, with ${backup.dataMib} MiB of random data; caches dropped before each run, start-up included, all ended by an fsync. The overlays are of one raw image, each with the blocks written that a version changed.`,
+    table(['', 'cowbird', 'others'], rows),
   ];
 }
 

@@ -110,6 +110,25 @@ const Times = v.object({
 });
 export type TimesResult = v.InferOutput<typeof Times>;
 
+const Backup = v.object({
+  ...Head,
+  volumeMib: v.number(),
+  dataMib: v.number(),
+  full: v.array(v.object({ cowbirdMs: v.number(), cowbirdWholeMs: v.number(), ddMs: v.number() })),
+  next: v.array(v.object({ cowbirdMs: v.number(), ddMs: v.number(), rsyncMs: Figure, qemuMs: Figure })),
+  verify: v.array(v.object({ verifyMs: v.number(), catMs: v.number() })),
+  verifiedBytes: v.number(),
+  sizes: v.object({ versions: v.number(), repositoryBytes: v.number(), qcow2Bytes: Figure }),
+});
+export type BackupResult = v.InferOutput<typeof Backup>;
+const Tracking = v.object({
+  ...Head,
+  fileMib: v.number(),
+  rounds: v.array(v.object({ depth: v.number(), untrackedIops: v.number(), trackedIops: v.number() })),
+  mapMib: v.number(),
+});
+export type TrackingResult = v.InferOutput<typeof Tracking>;
+
 const Profile = v.object({
   ...Head,
   workloads: v.array(
@@ -137,6 +156,8 @@ const SCHEMAS = {
   'snapshot-reads': SnapshotReads,
   memory: Memory,
   times: Times,
+  backup: Backup,
+  tracking: Tracking,
   profile: Profile,
 } as const;
 export type ResultName = keyof typeof SCHEMAS;
@@ -148,6 +169,8 @@ export interface Results {
   'snapshot-reads'?: SnapshotReadsResult;
   memory?: MemoryResult;
   times?: TimesResult;
+  backup?: BackupResult;
+  tracking?: TrackingResult;
   profile?: ProfileResult;
 }
 
@@ -189,6 +212,10 @@ export function readResults(folder: string): Results {
   if (memory !== undefined) results.memory = memory;
   const times = read(folder, 'times', Times);
   if (times !== undefined) results.times = times;
+  const backup = read(folder, 'backup', Backup);
+  if (backup !== undefined) results.backup = backup;
+  const tracking = read(folder, 'tracking', Tracking);
+  if (tracking !== undefined) results.tracking = tracking;
   const profile = read(folder, 'profile', Profile);
   if (profile !== undefined) results.profile = profile;
   return results;

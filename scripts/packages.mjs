@@ -3,6 +3,13 @@ import { accessSync, constants, existsSync, mkdirSync, rmSync, writeFileSync } f
 import { delimiter, join } from 'node:path';
 import { ADMIN_PATHS, environment, Interrupted, pause, STATE, say } from './children.mjs';
 
+const MULTIARCH = { x64: 'x86_64-linux-gnu', arm64: 'aarch64-linux-gnu' };
+
+/** Where Debian has a library of this machine's architecture. */
+function libraryPath(name) {
+  return join('/usr/lib', MULTIARCH[process.arch] ?? '', name);
+}
+
 export const PACKAGES = {
   demo: [
     { package: 'e2fsprogs', programs: ['mkfs.ext4', 'e2fsck', 'debugfs', 'chattr'] },
@@ -13,6 +20,7 @@ export const PACKAGES = {
     { package: 'btrfs-progs', programs: ['mkfs.btrfs'] },
     { package: 'fdisk', programs: ['sfdisk'] },
     { package: 'fio', programs: ['fio'] },
+    { package: 'libbpf1', files: [libraryPath('libbpf.so.1')] },
     { package: 'procps', programs: ['ps'] },
     { package: 'systemd', programs: ['systemd-analyze'] },
     { package: 'util-linux', programs: ['addpart', 'blkdiscard', 'setpriv', 'unshare'] },
@@ -25,6 +33,7 @@ export const PACKAGES = {
     { package: 'diffutils', programs: ['cmp'] },
     { package: 'fio', programs: ['fio'] },
     { package: 'gcc', programs: ['gcc'] },
+    { package: 'libbpf1', files: [libraryPath('libbpf.so.1')] },
     { package: 'libc6-dev', files: ['/usr/include/stdio.h'] },
     { package: 'linux-perf', programs: ['perf'] },
     { package: 'qemu-system-common', programs: ['qemu-storage-daemon'] },

@@ -2,10 +2,10 @@
  * Cowbird as a library: the operations of the command line as typed async functions. The command line uses nothing else.
  *
  * `backup` of what is not attached, `listVersions`, `verify`, `restore`, `prune` and `versionChanges` work in this process, on a
- * repository, with no daemon and no root; `track`, `untrack` and `listTracking` in this process too, as root. Every other
- * function talks to the daemon of `COWBIRD_RUN_DIR` (`/run/cowbird`) and starts it when it is not running. They throw
- * {@link CowbirdError}: `code` and `errno` as the field's tools use them, and `outcome`: `refused` (nothing changed), `failed`
- * or `partial`.
+ * repository, with no daemon and, but for disks in use, no root; `track`, `untrack` and `listTracking` in this process too, as root.
+ * Every other function talks to the daemon of `COWBIRD_RUN_DIR` (`/run/cowbird`) and starts it when it is not running. They throw
+ * {@link CowbirdError}: `code` and `errno` as the field's tools use them, and `outcome`: `refused` (nothing changed),
+ * `failed` or `partial`.
  */
 import { resolve } from 'node:path';
 import { type ClientOptions, call, daemonStatus, events } from './control/client.js';
@@ -47,6 +47,7 @@ export {
   versionChanges,
 } from './backup/repository-commands.js';
 export { type RestoreSummary, type RestoreToOptions, restore } from './backup/restore.js';
+export { type BackupPair, backupTogether, type TogetherSummary } from './backup/together.js';
 export {
   type UpdateImageOptions,
   type UpdateImageResult,

@@ -1,14 +1,15 @@
 /** Whatever happens to a live backup while the file system is frozen: it is thawed in time, and the versions stay. */
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import * as cowbird from '../src/index.js';
 import { fill, Lab, run, succeeds, until } from './lab.js';
-import { CANNOT_TRACK, type LiveDisk, mountedDisk } from './live-lab.js';
+import { type LiveDisk, mountedDisk } from './live-lab.js';
+import { CANNOT_TRACK } from './tracking-lab.js';
 
 const CHILD = fileURLToPath(new URL('./live-frozen-child.js', import.meta.url));
 const TIMEOUT_SECONDS = 1;
@@ -23,10 +24,14 @@ interface Grief {
 
 /** Starts a backup that comes to grief, and waits for the freeze. */
 async function grief({ lab, node, repository }: LiveDisk, how: string): Promise<Grief> {
-  const child = spawn(process.execPath, [CHILD, node, repository, String(TIMEOUT_SECONDS), how], {
-    env: lab.env,
-    stdio: ['ignore', 'pipe', 'inherit'],
-  });
+  const child = spawn(
+    process.execPath,
+    [CHILD, node, repository, String(TIMEOUT_SECONDS), how, `echo thawed >> ${lab.path('thawed')}`],
+    {
+      env: lab.env,
+      stdio: ['ignore', 'pipe', 'inherit'],
+    },
+  );
   let said = '';
   child.stdout.on('data', (bytes: Buffer) => {
     said += bytes.toString();
@@ -68,6 +73,7 @@ test('a live backup that is killed, stopped or hangs while frozen: thawed in tim
   assert.ok((await writeMs(disk.at)) < MARGIN_MS, 'at once when the backup is gone');
   await killed.ended;
   assert.equal(killed.said(), 'frozen\n');
+  await until('its post-thaw hook has run', () => existsSync(lab.path('thawed')));
   await requireWhole(disk, 1);
 
   const stopped = await grief(disk, 'stopped');
@@ -98,19 +104,19 @@ test('hooks are run around the freeze, the second one always', { skip: CANNOT_TR
   const lab = new Lab(t);
   const disk = await mountedDisk(lab, 'ext4', false);
   const log = lab.path('hooks');
-  const live = (preFreeze: string): cowbird.LiveOptions => ({
+  const hooksWith = (preFreeze: string): cowbird.HookOptions => ({
     preFreeze: `echo "$COWBIRD_HOOK $COWBIRD_DEVICES" >> ${log}; ${preFreeze}`,
     postThaw: `echo "$COWBIRD_HOOK" >> ${log}`,
     hookTimeoutSeconds: 2,
   });
-  const backup = (options: cowbird.LiveOptions): Promise<cowbird.BackupSummary> =>
-    cowbird.backup(disk.node, disk.repository, { live: options, client: lab.client });
-  assert.equal((await backup(live(`echo done > ${disk.at}/quiesced`))).version, 1);
-  await assert.rejects(backup(live('echo no, not now; exit 3')), {
+  const backup = (hooks: cowbird.HookOptions): Promise<cowbird.BackupSummary> =>
+    cowbird.backup(disk.node, disk.repository, { hooks, client: lab.client });
+  assert.equal((await backup(hooksWith(`echo done > ${disk.at}/quiesced`))).version, 1);
+  await assert.rejects(backup(hooksWith('echo no, not now; exit 3')), {
     code: 'ECANCELED',
     message: /exit code 3: no, not now/,
   });
-  await assert.rejects(backup(live('sleep 60')), { code: 'ECANCELED', message: /did not end within 2 s/ });
+  await assert.rejects(backup(hooksWith('sleep 60')), { code: 'ECANCELED', message: /did not end within 2 s/ });
   const pair = `pre-freeze ${disk.node}\npost-thaw\n`;
   assert.equal(readFileSync(log, 'utf8'), pair.repeat(3));
   assert.deepEqual(

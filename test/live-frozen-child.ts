@@ -1,5 +1,5 @@
 /**
- * A live backup that comes to grief while the file system is frozen: `live-frozen-child NODE REPOSITORY TIMEOUT_SECONDS HOW`.
+ * A live backup that comes to grief while the file system is frozen: `live-frozen-child NODE REPOSITORY TIMEOUT_SECONDS HOW POST_THAW`.
  *
  * Says `frozen` on stdout in the freeze, then is killed, stopped, or hangs for a while; the version or the error's code at last.
  */
@@ -8,7 +8,7 @@ import * as cowbird from '../src/index.js';
 import { CowbirdError } from '../src/sys/errors.js';
 
 const HANG_MS = 2_500;
-const [node = '', repository = '', timeoutSeconds = '5', how = ''] = process.argv.slice(2);
+const [node = '', repository = '', timeoutSeconds = '5', how = '', postThaw = ''] = process.argv.slice(2);
 
 function onFrozen(): void {
   writeSync(1, 'frozen\n');
@@ -18,7 +18,7 @@ function onFrozen(): void {
 }
 
 try {
-  const live = { freezeTimeoutSeconds: Number(timeoutSeconds), onFrozen };
+  const live = { freezeTimeoutSeconds: Number(timeoutSeconds), postThaw, onFrozen };
   const { version } = await cowbird.backup(node, repository, { whole: true, live });
   writeSync(1, `version ${version}\n`);
 } catch (error) {

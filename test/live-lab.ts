@@ -1,14 +1,10 @@
 /** Disks in use for the tests of live backups. */
 import { statSync } from 'node:fs';
-import { examineTracking } from '../src/live/support.js';
 import { stopTracking } from '../src/live/tracking.js';
-import { CANNOT, type Lab, MIB, run, until } from './lab.js';
+import { type Lab, MIB, run, until } from './lab.js';
+import { trackerPlace } from './tracking-lab.js';
 
 export const PARTITION_OFFSET = MIB;
-
-/** Why live tests cannot run here; false where they can. */
-export const CANNOT_TRACK: string | false =
-  CANNOT || (examineTracking().find(({ status }) => status !== 'ok')?.detail ?? false);
 
 export interface LiveDisk {
   lab: Lab;
@@ -42,8 +38,9 @@ export async function mountedDisk(lab: Lab, type: string, isPartitioned: boolean
     if (!isThere()) await run('addpart', disk, '1', String(offset / 512), String(sizeBytes / 512));
     await until(`${node} is there`, isThere);
   }
+  const runDir = trackerPlace(lab);
   lab.onEnd(async () => {
-    for (const tracked of new Set([node, disk])) stopTracking(tracked, lab.env['COWBIRD_RUN_DIR'] ?? '');
+    for (const tracked of new Set([node, disk])) stopTracking(tracked, runDir);
   });
   await lab.mkfs(node, type);
   const at = await lab.mount(node, `mnt-${name}`);

@@ -8,7 +8,8 @@ import { fileURLToPath } from 'node:url';
 import * as cowbird from '../src/index.js';
 import { stateAt } from './file-writer.js';
 import { Lab, MIB, run, until } from './lab.js';
-import { CANNOT_TRACK, type LiveDisk, mountedDisk } from './live-lab.js';
+import { type LiveDisk, mountedDisk } from './live-lab.js';
+import { CANNOT_TRACK } from './tracking-lab.js';
 
 const WRITER = fileURLToPath(new URL('./file-writer.js', import.meta.url));
 /** Writes files and random blocks until it is ended. */

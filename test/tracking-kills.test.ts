@@ -18,6 +18,12 @@ const DISK_BYTES = 64 * MIB;
 const ANSWER_TIMEOUT_MS = 20_000;
 const PROGRAM = fileURLToPath(new URL('tracking-user.js', import.meta.url));
 
+/** Kernels are met that do not run programs in the context of some process. It is noticed: then everybody begins anew. */
+const NOT_RUN = /without running the tracker/;
+class NotRun extends Error {}
+/** More often, and the test shows nothing. */
+const NOT_RUN_SHARE_MAX = 0.2;
+
 /** mulberry32 */
 function randomFrom(seed: number): (below: number) => number {
   let state = seed >>> 0;
@@ -32,6 +38,7 @@ function randomFrom(seed: number): (below: number) => number {
 /** One repository, as far as tracking matters: the token of its newest version, and what was written since. */
 class User {
   readonly written = new Set<number>();
+  /** What happened, for a failure: orders, kills, and writes as `first+count`. */
   readonly log: string[] = [];
   token: ContinuityToken | undefined;
   #next: ContinuityToken | undefined;
@@ -60,8 +67,9 @@ class User {
     this.log.push(order.do);
     child.send(order);
     const [answer]: Answer[] = await once(child, 'message', { signal: AbortSignal.timeout(ANSWER_TIMEOUT_MS) });
-    assert.ok(answer !== undefined && answer.reason === undefined, `${order.do}: ${answer?.reason}`);
-    assert.equal(answer.doubt, undefined);
+    const doubt = answer?.reason ?? answer?.doubt;
+    if (doubt !== undefined && NOT_RUN.test(doubt)) throw new NotRun();
+    assert.ok(answer !== undefined && doubt === undefined, `${order.do}: ${doubt}`);
     this.#next = answer.next;
     return answer;
   }
@@ -85,6 +93,12 @@ class User {
   commitManifest(): void {
     assert.ok(this.#next !== undefined);
     this.token = this.#next;
+    this.written.clear();
+  }
+
+  async beginAnew(): Promise<void> {
+    await this.kill();
+    this.token = undefined;
     this.written.clear();
   }
 
@@ -128,26 +142,15 @@ async function round(users: User[], user: User, write: () => void, random: (belo
   }
   write();
   const { blocks } = await user.ask({ do: 'take' });
-  if (JSON.stringify(blocks) !== JSON.stringify([...user.written].sort((a, b) => a - b))) {
-    const missing = [...user.written].filter((b) => !blocks.includes(b));
-    const extra = blocks.filter((b) => !user.written.has(b));
-    console.error('MISMATCH', { missing, extra, log: user.log.slice(-40) });
-    const again = await user.ask({ do: 'take' });
-    console.error(
-      'again',
-      [...user.written].filter((b) => !again.blocks.includes(b)),
-    );
-    for (const u of users)
-      console.error(
-        u.written.size,
-        missing.map((b) => u.written.has(b)),
-      );
+  const got = new Set(blocks);
+  const missed = [...user.written].filter((block) => !got.has(block));
+  const extra = blocks.filter((block) => !user.written.has(block));
+  if (missed.length + extra.length > 0) {
+    // Late is another fault than lost.
+    const { blocks: later } = await user.ask({ do: 'take' });
+    const late = missed.filter((block) => later.includes(block));
+    assert.fail(JSON.stringify({ missed, late, extra, before: user.log.slice(-60) }));
   }
-  assert.deepEqual(
-    blocks,
-    [...user.written].sort((a, b) => a - b),
-    'exactly what was written since the version before',
-  );
   await endVersion(user, random(6));
 }
 
@@ -192,13 +195,22 @@ test(`${ROUNDS} interleavings of write, take, kill and open miss nothing and cou
     writer.blocks(first, count);
     // Who does not track yet has missed nothing.
     for (const user of users.filter(({ token }) => token !== undefined)) {
-      user.log.push(`w${first}+${count}`);
+      user.log.push(`${first}+${count}`);
       for (let block = first; block < first + count; block++) user.written.add(block);
     }
   };
+  let notRun = 0;
   for (let i = 0; i < ROUNDS; i++) {
     const user = users[random(users.length)];
     assert.ok(user !== undefined);
-    await round(users, user, write, random);
+    try {
+      await round(users, user, write, random);
+    } catch (error) {
+      if (!(error instanceof NotRun)) throw error;
+      notRun++;
+      for (const other of users) await other.beginAnew();
+    }
   }
+  if (notRun > 0) t.diagnostic(`the kernel did not run the tracker in ${notRun} rounds, and it was noticed`);
+  assert.ok(notRun <= ROUNDS * NOT_RUN_SHARE_MAX);
 });

@@ -299,8 +299,11 @@ for (const kind of ['loop', 'zram'] as const) {
     sum += tracking.take(new BlockBitmap(tracking.blockCount));
     t.diagnostic(`${takes} takes`);
     assert.equal(status, 0);
-    assert.equal(sum, 65_536, 'each block is told once');
-    assert.equal(tracking.doubt(), undefined);
+    // A kernel that does not run programs in the context of some process loses blocks; then how many must be known.
+    const lost = Number(/finished writes of (\d+) sectors without running/.exec(tracking.doubt() ?? '')?.[1] ?? 0);
+    assert.equal(sum, 65_536 - lost / 8, 'each block is told once, and what was lost is known');
+    if (lost > 0) t.diagnostic(`${lost} sectors were completed without the tracker, and it was noticed`);
+    else assert.equal(tracking.doubt(), undefined);
     tracking.close();
     return undefined;
   });

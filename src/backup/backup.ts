@@ -8,6 +8,7 @@ import { realpathSync, statSync } from 'node:fs';
 import { dirname, join, relative, resolve } from 'node:path';
 import type { ClientOptions } from '../control/client.js';
 import { devicesBelow } from '../engine/lookup.js';
+import { examineTracking } from '../live/support.js';
 import { DiskFiles } from '../repository/disk-files.js';
 import { IMAGE } from '../repository/layout.js';
 import { loadManifest, type SourceIdentity, type VersionRecord } from '../repository/manifest.js';
@@ -18,6 +19,7 @@ import type { WorkerPool } from '../repository/runner.js';
 import type { BackupSource } from '../repository/source.js';
 import { newestOf } from '../repository/state.js';
 import { createVersion, type UpdateResult } from '../repository/update.js';
+import type { UpdateOptions } from '../repository/update-options.js';
 import { deviceNumbersOn } from '../sys/blkdev.js';
 import { assert, CowbirdError } from '../sys/errors.js';
 import {
@@ -53,7 +55,7 @@ export interface BackupOptions extends RepositoryOptions {
   skipBadBlocks?: boolean;
   /** Hears the node of the snapshot that is copied (engine `driver`) as soon as it is there; waited for. */
   onSnapshot?: (device: string) => Promise<void>;
-  /** Commands that the daemon runs around the freeze (engine `driver`). */
+  /** Commands around the freeze: run by the daemon (engine `driver`) or by a helper (engine `live`). */
   hooks?: Hooks;
   /** Where the daemon is. */
   client?: ClientOptions;
@@ -94,7 +96,6 @@ export async function backup(source: string, repository: string, options: Backup
   const engine = options.engine ?? 'auto';
   const attached = engine === 'scan' ? undefined : await attachedSource(source, options.client ?? {});
   if (attached !== undefined && engine !== 'live') {
-    requireNoHooks(options, 'driver');
     return backupAttached(attached, path, options);
   }
   if (engine === 'driver')
@@ -103,14 +104,13 @@ export async function backup(source: string, repository: string, options: Backup
       `${source} is not an attached volume, which engine driver wants: \`cowbird attach ${source}\` makes it one`,
     );
   if (engine === 'live' || (engine === 'auto' && isDisk(source))) {
-    const disk = LiveDisk.open(source, options.live ?? {});
+    const disk = LiveDisk.open(source, liveOptionsOf(options));
     try {
       if (engine === 'live' || !disk.isFree || isTrackedIn(path)) return await backupLive(disk, path, options);
     } finally {
       disk.close();
     }
   }
-  requireNoHooks(options, 'scan');
   const opened = openScanSource(source);
   try {
     requireApart(opened.identity, path);
@@ -124,13 +124,9 @@ export async function backup(source: string, repository: string, options: Backup
   }
 }
 
-/** Better no backup than one whose hooks were not run. */
-function requireNoHooks({ live }: BackupOptions, engine: string): void {
-  if (live?.preFreeze === undefined && live?.postThaw === undefined) return;
-  throw new CowbirdError(
-    'EINVAL',
-    `Hooks (--pre-freeze, --post-thaw) are for engine live, and this is one for ${engine}`,
-  );
+/** For engine live, whose helper runs the hooks. */
+function liveOptionsOf({ live, hooks }: BackupOptions): LiveOptions & Hooks {
+  return { ...live, ...hooks };
 }
 
 /** Follows links; what is not there is for the engine to say. */
@@ -138,10 +134,11 @@ function isDisk(source: string): boolean {
   return statSync(source, { throwIfNoEntry: false })?.isBlockDevice() === true;
 }
 
-/** Whether the newest version of a repository was made by engine live: its map goes on. */
+/** Whether the newest version of a repository was made by engine live, and its map can go on. */
 function isTrackedIn(path: string): boolean {
   const manifest = loadManifest(new DiskFiles(path))?.manifest;
-  return manifest !== undefined && decodeToken(newestOf(manifest).continuityToken) !== undefined;
+  if (manifest === undefined || decodeToken(newestOf(manifest).continuityToken) === undefined) return false;
+  return examineTracking().every(({ status }) => status === 'ok');
 }
 
 /** A disk that Cowbird was never attached to, as it is used. */
@@ -154,7 +151,7 @@ async function backupLive(disk: LiveDisk, path: string, options: BackupOptions):
       newest: held.manifest === undefined ? undefined : newestOf(held.manifest),
       user: realpathSync(path),
       whole: options.whole === true,
-      options: options.live ?? {},
+      options: liveOptionsOf(options),
       env: options.client?.env ?? process.env,
     });
     try {
@@ -224,7 +221,7 @@ async function backupSnapshot(
 }
 
 /** The daemon snapshots a volume with a file system only while that is mounted. */
-function holdsFileSystem({ signature }: AttachedSource): boolean {
+export function holdsFileSystem({ signature }: AttachedSource): boolean {
   return signature !== undefined && ['ext2, ext3 or ext4', 'xfs', 'btrfs'].includes(signature.name);
 }
 
@@ -245,7 +242,8 @@ async function withNewRepository<T>(
   });
 }
 
-interface Chosen {
+/** What is noted of a version beside its contents. */
+export interface Chosen {
   engine: VersionRecord['engine'];
   reason: string;
   token: string | null;
@@ -254,14 +252,14 @@ interface Chosen {
   committed?: () => void;
 }
 
-async function makeVersion(
+/** What the repository is told of a version. */
+export function versionOptions(
   held: Repository,
   pool: WorkerPool,
-  source: BackupSource,
-  { engine, reason, token, freezeMs, committed }: Chosen,
+  { engine, reason, token }: Chosen,
   options: BackupOptions,
-): Promise<BackupSummary> {
-  const result = await createVersion(held, source, {
+): UpdateOptions {
+  return {
     engine,
     reason: held.manifest === undefined ? `the first version; ${reason}` : reason,
     whole: options.whole === true,
@@ -271,20 +269,44 @@ async function makeVersion(
     run: pool.run,
     signal: options.signal,
     onProgress: (phase, doneBytes, totalBytes) => options.onProgress?.({ phase, doneBytes, totalBytes }),
-  });
-  committed?.();
+  };
+}
+
+async function makeVersion(
+  held: Repository,
+  pool: WorkerPool,
+  source: BackupSource,
+  chosen: Chosen,
+  options: BackupOptions,
+): Promise<BackupSummary> {
+  const result = await createVersion(held, source, versionOptions(held, pool, chosen, options));
+  chosen.committed?.();
+  return finishVersion(held, result, chosen, options);
+}
+
+/** After the commit: drops what is no longer kept, and sums up. */
+export async function finishVersion(
+  held: Repository,
+  result: UpdateResult,
+  { engine, freezeMs }: Chosen,
+  options: BackupOptions,
+): Promise<BackupSummary> {
   const dropped = await dropOld(held, options);
-  return { ...summaryOf(held, result, dropped), freezeMs };
+  const summary = { ...summaryOf(held, result, dropped), freezeMs };
+  const { preFreeze, postThaw } = options.hooks ?? {};
+  if ((preFreeze ?? postThaw) !== undefined && (engine === 'scan' || (engine === 'driver' && freezeMs === 0)))
+    summary.warnings.push('the hooks were not run: no snapshot was taken');
+  return summary;
 }
 
 /** A virtual machine or a mount that runs from the image must not have it changed underneath. */
-function lockRepositoryImage(repository: string): () => void {
+export function lockRepositoryImage(repository: string): () => void {
   const image = join(realpathSync(repository), IMAGE);
   return statSync(image, { throwIfNoEntry: false }) === undefined ? () => undefined : lockImage(image);
 }
 
 /** The repository must not lie in what is backed up, nor the source in the repository. */
-function requireApart({ kind, path }: SourceIdentity, repository: string): void {
+export function requireApart({ kind, path }: SourceIdentity, repository: string): void {
   const { real, existing } = realPathOfNew(repository);
   if (kind === 'file') {
     if (!isInside(path, real)) return;
@@ -299,7 +321,7 @@ function requireApart({ kind, path }: SourceIdentity, repository: string): void 
 }
 
 /** The real path of what may not exist yet, and its nearest parent that does. */
-function realPathOfNew(path: string): { real: string; existing: string } {
+export function realPathOfNew(path: string): { real: string; existing: string } {
   for (let at = path; ; at = dirname(at)) {
     if (statSync(at, { throwIfNoEntry: false }) === undefined && at !== dirname(at)) continue;
     const existing = realpathSync(at);
@@ -312,7 +334,7 @@ export function isInside(path: string, directory: string): boolean {
   return path === directory || path.startsWith(join(directory, '/'));
 }
 
-function requireSameSource(repository: Repository, identity: SourceIdentity): void {
+export function requireSameSource(repository: Repository, identity: SourceIdentity): void {
   if (repository.manifest === undefined) return;
   const known = newestOf(repository.manifest).source;
   if (isSameSource(known, identity)) return;

@@ -29,6 +29,7 @@ import { doubted, LivePasses } from './live-source.js';
 import { type Survey, surveyDisk } from './live-survey.js';
 import { claimError, placeOfDevice, realPathOf } from './scan-source.js';
 import { HEAD_BYTES, signatureOf } from './signature.js';
+import type { Hooks } from './snapshots.js';
 
 export const FREEZE_TIMEOUT_SECONDS = 5;
 const FREEZE_TIMEOUT_SECONDS_MAX = 60;
@@ -50,11 +51,6 @@ const Token = v.strictObject({
 export interface LiveOptions {
   /** The freeze ends after this time whatever happens, and the backup fails then. @default 5 */
   freezeTimeoutSeconds?: number;
-  /** Commands around each freeze, run by `sh -c`. `postThaw` is run whatever became of `preFreeze`. */
-  preFreeze?: string;
-  postThaw?: string;
-  /** How long each of them may take. @default 30 */
-  hookTimeoutSeconds?: number;
   /** Called while the file systems stand still, after all was read. It must not wait for them, nor give back a promise. */
   onFrozen?: () => void;
 }
@@ -91,7 +87,7 @@ export class LiveDisk {
    * @throws {CowbirdError} ENOTBLK for what is no disk; ENOTSUP for a file system that cannot be frozen; EBUSY for a part in
    * use without a file system, where no hooks make that stand still; EINVAL for times that are none.
    */
-  static open(source: string, options: LiveOptions): LiveDisk {
+  static open(source: string, options: LiveOptions & Hooks): LiveDisk {
     requireTimes(options);
     const node = realPathOf(source);
     const stats = statSync(node);
@@ -133,7 +129,7 @@ export class LiveDisk {
   }
 }
 
-function requireTimes({ freezeTimeoutSeconds, hookTimeoutSeconds }: LiveOptions): void {
+function requireTimes({ freezeTimeoutSeconds, hookTimeoutSeconds }: LiveOptions & Hooks): void {
   const times = [
     ['freeze-timeout', freezeTimeoutSeconds, FREEZE_TIMEOUT_SECONDS_MAX],
     ['hook-timeout', hookTimeoutSeconds, HOOK_TIMEOUT_SECONDS_MAX],
@@ -165,7 +161,7 @@ export interface LiveRequest {
   /** The repository's real path: who tracks. */
   user: string;
   whole: boolean;
-  options: LiveOptions;
+  options: LiveOptions & Hooks;
   env: NodeJS.ProcessEnv;
 }
 
@@ -293,7 +289,7 @@ function openUncached({ node, isFree }: LiveDisk): PageFile {
   }
 }
 
-function freezerOptions(disk: LiveDisk, options: LiveOptions): FreezerOptions {
+function freezerOptions(disk: LiveDisk, options: LiveOptions & Hooks): FreezerOptions {
   return {
     timeoutMs: (options.freezeTimeoutSeconds ?? FREEZE_TIMEOUT_SECONDS) * 1000,
     preFreeze: options.preFreeze,

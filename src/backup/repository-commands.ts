@@ -2,12 +2,13 @@
 import { resolve } from 'node:path';
 import { changesBetween } from '../repository/changes.js';
 import { DiskFiles } from '../repository/disk-files.js';
+import { TOGETHER } from '../repository/layout.js';
 import type { VersionRecord } from '../repository/manifest.js';
 import { pruneVersions } from '../repository/prune.js';
-import { listedManifest, versionRecord } from '../repository/repository.js';
+import { listedManifest, Repository, versionRecord } from '../repository/repository.js';
 import { keptVersions, type RetentionPolicy } from '../repository/retention.js';
 import { type VerifyReport, verifyRepository, verifyVersion } from '../repository/verify.js';
-import { CowbirdError } from '../sys/errors.js';
+import { CowbirdError, messageOf } from '../sys/errors.js';
 import { openOptions, parseVersionName, type RepositoryOptions, withRepository } from './repository-at.js';
 
 export interface RepositoryVersions {
@@ -20,12 +21,29 @@ export interface RepositoryVersions {
 
 /**
  * The versions of a repository. Needs no lock and writes nothing: a manifest is the old one or the new one, also while a
- * backup runs or after one was cut off.
+ * backup runs or after one was cut off. Only what was cut off together with other repositories is settled first.
  */
 export async function listVersions(repository: string): Promise<RepositoryVersions> {
   const files = new DiskFiles(resolve(repository));
+  const unsettled = await settleInstants(files);
   const { manifest, warnings } = listedManifest(files);
-  return { repository: files.path, series: manifest.series, versions: manifest.versions, warnings };
+  return {
+    repository: files.path,
+    series: manifest.series,
+    versions: manifest.versions,
+    warnings: [...warnings, ...unsettled],
+  };
+}
+
+/** A version that was cut off together with others may count there already. Returns why it is not known here, in words. */
+async function settleInstants(files: DiskFiles): Promise<string[]> {
+  if ((files.list(TOGETHER) ?? []).length === 0) return [];
+  try {
+    (await Repository.open(files, 'read')).close();
+    return [];
+  } catch (error) {
+    return [messageOf(error)];
+  }
 }
 
 /** Verifies a repository (`REPO`) or one version (`REPO@N`). Damage is told in the report, not thrown. */

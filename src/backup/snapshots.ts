@@ -32,10 +32,11 @@ const LOOK_AGAIN_MS = 50;
 /** Other daemons take minors at the same time. */
 const MINOR_ATTEMPTS = 5;
 
-/** Commands around the freeze; they run in the daemon. */
+/** Commands around a freeze, run by `sh -c`. `postThaw` is run whatever became of `preFreeze`. */
 export interface Hooks {
   preFreeze?: string;
   postThaw?: string;
+  /** How long each of them may take. @default 30 */
   hookTimeoutSeconds?: number;
 }
 

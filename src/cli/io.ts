@@ -20,6 +20,7 @@ export type Library = Pick<
   | 'expandCowFile'
   | 'getFreeMinor'
   | 'info'
+  | 'backupTogether'
   | 'listTracking'
   | 'listVersions'
   | 'listVolumes'

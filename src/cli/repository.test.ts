@@ -61,12 +61,40 @@ describe('cowbird backup', () => {
         'b',
         {
           engine: 'live',
-          live: { freezeTimeoutSeconds: 0.5, preFreeze: 'x', postThaw: 'y', hookTimeoutSeconds: 9 },
+          live: { freezeTimeoutSeconds: 0.5 },
+          hooks: { preFreeze: 'x', postThaw: 'y', hookTimeoutSeconds: 9 },
           whole: false,
           skipBadBlocks: false,
         },
       ],
     ]);
+  });
+
+  it('takes several pairs with --together, cut at the last colon, and hands on the hooks', async () => {
+    const calls: unknown[] = [];
+    const io = fakeIo({
+      backupTogether: async (pairs, { signal: _, ...options } = {}) => {
+        calls.push(pairs, options);
+        return { id: '0', backups: pairs.map((pair) => ({ ...pair, ...SUMMARY })) };
+      },
+    });
+    const hooks = ['--pre-freeze', 'stop', '--post-thaw', 'go', '--hook-timeout', '5'];
+    assert.equal(await main(['backup', '--together', '/dev/a:1:r', 'b:s', ...hooks], io), 0);
+    assert.deepEqual(calls, [
+      [
+        { source: '/dev/a:1', repository: 'r' },
+        { source: 'b', repository: 's' },
+      ],
+      {
+        engine: 'auto',
+        whole: false,
+        skipBadBlocks: false,
+        hooks: { preFreeze: 'stop', postThaw: 'go', hookTimeoutSeconds: 5 },
+      },
+    ]);
+    assert.match(io.stderr, /version 3 of \/dev\/a:1: .*\nversion 3 of b: /);
+    assert.equal(await main(['backup', '--together', 'a'], fakeIo()), 3);
+    assert.equal(await main(['backup', 'a', 'b', 'c'], fakeIo()), 2);
   });
 
   it('refuses values that it does not understand', async () => {

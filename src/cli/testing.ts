@@ -26,6 +26,7 @@ export function fakeIo(operations: Partial<Library> = {}): FakeIo {
     expandCowFile: missing('expandCowFile'),
     getFreeMinor: missing('getFreeMinor'),
     info: missing('info'),
+    backupTogether: missing('backupTogether'),
     listTracking: missing('listTracking'),
     listVersions: missing('listVersions'),
     listVolumes: missing('listVolumes'),

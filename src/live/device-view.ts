@@ -114,6 +114,8 @@ export function whyUntrackable(view: DeviceView, kernel = release()): string | u
   const zoned = read(disk, 'queue/zoned') ?? 'none';
   if (zoned !== 'none')
     return `${diskName} is zoned (${zoned}): zones are reset by requests that name no range; back it up with --engine scan`;
+  if (view.kind === 'request' && read(disk, 'queue/iostats') === '0')
+    return `${diskName} keeps no statistics, by which it is checked that no write was missed: echo 1 > /sys/block/${diskName}/queue/iostats`;
   if (view.kind === 'request') return undefined;
   if (!BIO_DRIVERS.some((pattern) => pattern.test(diskName)))
     return `${diskName} passes requests on to other disks under other names: back it up with --engine scan`;

@@ -25,9 +25,10 @@ export type HookOrder = v.InferOutput<typeof Hook>;
 /** What the maker asks. Each is answered with {@link HelperAnswer}. */
 const Order = v.variant('kind', [
   v.object({ kind: v.literal('sync') }),
-  v.object({ kind: v.literal('arm'), timeoutMs: v.number() }),
+  /** Looks at the clock from now on; `undo` is run when the maker goes before it asked for it itself. */
+  v.object({ kind: v.literal('arm'), timeoutMs: v.number(), undo: v.nullable(Hook) }),
   v.object({ kind: v.literal('disarm') }),
-  /** Runs a hook; `undo` is run when the maker goes before it asked for it itself. */
+  /** Runs a hook; `undo` as above. */
   v.object({ kind: v.literal('hook'), hook: Hook, undo: v.nullable(Hook) }),
 ]);
 export type HelperOrder = v.InferOutput<typeof Order>;
@@ -78,6 +79,7 @@ async function perform(order: HelperOrder): Promise<HookEnd | undefined> {
       for (const fd of fds) libc.syncfs(fd);
       return undefined;
     case 'arm':
+      undo = order.undo;
       arm(order.timeoutMs);
       return undefined;
     case 'disarm':

@@ -41,7 +41,7 @@ export interface FreezerOptions {
 
 export interface Frozen<T> {
   result: T;
-  /** From the call of the first FIFREEZE to the return of the last FITHAW. */
+  /** From the call of the first FIFREEZE to the return of the last FITHAW; 0 where there was nothing to freeze. */
   freezeMs: number;
   /** What was wrong with `post-thaw`. */
   problem: string | undefined;
@@ -116,7 +116,7 @@ export class Freezer {
       if (this.#options.preFreeze !== undefined) await this.#hook('pre-freeze', this.#options.preFreeze, true);
       await this.sync();
       this.#words.reset();
-      await this.#ask({ kind: 'arm', timeoutMs: this.#options.timeoutMs });
+      await this.#ask({ kind: 'arm', timeoutMs: this.#options.timeoutMs, undo: this.#undo() });
       done = this.#freezeAndThaw(action);
     } finally {
       if (this.#helper.connected) await this.#ask({ kind: 'disarm' });
@@ -139,7 +139,7 @@ export class Freezer {
     } finally {
       isWhole = this.#thawAll();
     }
-    const freezeMs = performance.now() - startedMs;
+    const freezeMs = this.#points.length === 0 ? 0 : performance.now() - startedMs;
     if (!isWhole) throw this.#tooLate();
     return { result, freezeMs };
   }
@@ -189,18 +189,23 @@ export class Freezer {
   }
 
   async #hook(name: 'pre-freeze' | 'post-thaw', command: string, isFirst: boolean): Promise<void> {
-    const { postThaw, hookTimeoutMs } = this.#options;
-    const order = (hook: string, which: string): HookOrder => ({
-      command: hook,
-      timeoutMs: hookTimeoutMs,
-      environment: { ...this.#options.environment, COWBIRD_HOOK: which },
-    });
-    const undo = isFirst && postThaw !== undefined ? order(postThaw, 'post-thaw') : null;
-    const answer = await this.#ask({ kind: 'hook', hook: order(command, name), undo });
+    const hook = this.#order(command, name);
+    const answer = await this.#ask({ kind: 'hook', hook, undo: isFirst ? this.#undo() : null });
     if (!answer.ok || answer.hook?.ok === true) return;
     const message = `The ${name} hook \`${command}\` ${answer.hook?.end ?? 'did not run'}`;
     const output = answer.hook?.output ?? '';
     throw new CowbirdError('ECANCELED', output === '' ? message : `${message}: ${output}`, { outcome: 'failed' });
+  }
+
+  #order(command: string, name: 'pre-freeze' | 'post-thaw'): HookOrder {
+    const { hookTimeoutMs, environment } = this.#options;
+    return { command, timeoutMs: hookTimeoutMs, environment: { ...environment, COWBIRD_HOOK: name } };
+  }
+
+  /** What the helper runs when we go before we do it. */
+  #undo(): HookOrder | null {
+    const { postThaw } = this.#options;
+    return postThaw === undefined ? null : this.#order(postThaw, 'post-thaw');
   }
 
   async #ask(order: HelperOrder): Promise<HelperAnswer> {

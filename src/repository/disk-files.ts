@@ -71,6 +71,10 @@ export class DiskFiles implements RepositoryFiles {
     }
   }
 
+  other(path: string): RepositoryFiles {
+    return new DiskFiles(path);
+  }
+
   freeBytes(): number {
     const { bavail, bsize } = statfsSync(this.path);
     return bavail * bsize;

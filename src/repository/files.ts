@@ -52,6 +52,8 @@ export interface Lock {
 export interface RepositoryFiles {
   /** Of the repository, for messages. */
   readonly path: string;
+  /** Those of another repository, by its absolute path. */
+  other(path: string): RepositoryFiles;
   open(name: string, mode: OpenMode): WritableFile;
   /** Undefined where there is no such file. */
   witness(name: string): FileWitness | undefined;

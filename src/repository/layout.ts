@@ -6,6 +6,7 @@
  *     history/N.cow     what version N had where the next version differs
  *     manifest          the versions, as JSON; `manifest.copy` the same again, `manifest.new` while it is written
  *     incoming          what a source in use was read into, until it is one state; it has no name while it is in use
+ *     together/ID.json  of a version of several repositories at one instant, until all of them have it
  *     lock              empty; locked by who reads or writes
  */
 import { BLOCK_SIZE_BYTES, blockCount } from '../cow/geometry.js';
@@ -19,6 +20,7 @@ export const MANIFEST_NEW = 'manifest.new';
 export const INCOMING = 'incoming';
 export const LOCK = 'lock';
 export const HISTORY = 'history';
+export const TOGETHER = 'together';
 
 /** A region is what one thread works on at a time. Its checksums are one page of the checksum file. */
 export const REGION_BYTES = 1_048_576;
@@ -27,6 +29,11 @@ export const REGION_BLOCKS = REGION_BYTES / BLOCK_SIZE_BYTES;
 /** Path of the delta from which version `version` is read. */
 export function deltaName(version: number): string {
   return `${HISTORY}/${version}.cow`;
+}
+
+/** Path of the file of an instant of several repositories. */
+export function togetherName(id: string): string {
+  return `${TOGETHER}/${id}.json`;
 }
 
 /** The version of a delta's file name; undefined for any other name. */

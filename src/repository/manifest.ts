@@ -1,22 +1,20 @@
 /**
- * The manifest: which versions there are. JSON that a person can read; its first field is the SHA-256 of the whole file with
- * that field's 64 digits taken as zeros, so that a change of any bit is noticed.
+ * The manifest: which versions there are. JSON that carries its own SHA-256 (sealed-json.ts).
  *
  * It is written aside, made durable, and renamed over the old one: that is the commit of every change to a repository.
  * `manifest.copy` is the same text, written after the commit. It serves when the first one is damaged or gone; if it is the
  * one before, what follows from it is a rollback to the version before.
  */
-import { createHash } from 'node:crypto';
 import * as v from 'valibot';
 import { describeIssue, WholeNumber } from '../sys/checks.js';
-import { CowbirdError, messageOf } from '../sys/errors.js';
+import { CowbirdError } from '../sys/errors.js';
 import type { RepositoryFiles } from './files.js';
 import { MANIFEST, MANIFEST_COPY, MANIFEST_NEW } from './layout.js';
+import { openSealed, sealJson } from './sealed-json.js';
 
 export const FORMAT = 1;
 /** What one string can hold, and some. Reached only by hundreds of thousands of unreadable ranges. */
 const MANIFEST_BYTES_MAX = 256 * 1_048_576;
-const NO_DIGEST = '0'.repeat(64);
 const Hex256 = v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/));
 const Digits = v.pipe(v.string(), v.regex(/^\d{1,20}$/));
 const VersionNumber = v.pipe(v.number(), v.safeInteger(), v.minValue(1));
@@ -84,7 +82,8 @@ const Fields = v.strictObject({
   ),
 });
 
-const Manifest = v.pipe(
+/** With its checksum, which is checked by who reads the text. */
+export const Manifest = v.pipe(
   Fields,
   v.check(
     ({ lastNumber, versions }) => lastNumber >= (versions.at(-1)?.number ?? 0),
@@ -100,27 +99,14 @@ export type ManifestData = Omit<v.InferOutput<typeof Manifest>, 'sha256'>;
 
 /** The text of a manifest. */
 export function encodeManifest(manifest: ManifestData): Buffer {
-  const text = `${JSON.stringify({ sha256: NO_DIGEST, ...manifest }, null, 1)}\n`;
-  return Buffer.from(text.replace(NO_DIGEST, createHash('sha256').update(text).digest('hex')));
+  return sealJson(manifest);
 }
 
 /** @throws {CowbirdError} EUCLEAN, with what is wrong; ENOTSUP for a format of a later Cowbird. */
 export function decodeManifest(bytes: Buffer): ManifestData {
-  const text = bytes.toString('utf8');
-  const stored = /"sha256": "([0-9a-f]{64})"/.exec(text.slice(0, 100))?.[1];
-  if (stored === undefined) throw damaged('it does not begin with its SHA-256');
-  const computed = createHash('sha256')
-    .update(bytes.subarray(0, text.indexOf(stored)))
-    .update(NO_DIGEST)
-    .update(bytes.subarray(text.indexOf(stored) + stored.length))
-    .digest('hex');
-  if (computed !== stored) throw damaged(`its SHA-256 is ${computed}, it says ${stored}`);
-  let parsed: unknown;
-  try {
-    parsed = JSON.parse(text);
-  } catch (error) {
-    throw damaged(messageOf(error));
-  }
+  const opened = openSealed(bytes);
+  if (opened.problem !== undefined) throw damaged(opened.problem);
+  const { parsed } = opened;
   const format = v.safeParse(v.object({ format: v.number() }), parsed);
   if (format.success && format.output.format > FORMAT)
     throw new CowbirdError('ENOTSUP', `The repository has format ${format.output.format}: use a newer Cowbird`);
@@ -184,7 +170,8 @@ function tryLoad(files: RepositoryFiles, name: string): Loaded | undefined {
   }
 }
 
-function readSmall(files: RepositoryFiles, name: string): Buffer {
+/** A file of JSON as a whole. */
+export function readSmall(files: RepositoryFiles, name: string): Buffer {
   const file = files.open(name, 'read');
   try {
     const lengthBytes = file.sizeBytes();

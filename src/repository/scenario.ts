@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { setTimeout as pause } from 'node:timers/promises';
 import { BLOCK_SIZE_BYTES, blockCount } from '../cow/geometry.js';
 import { makeBits, setBit } from './bits.js';
-import type { ReadableFile } from './files.js';
+import type { ReadableFile, RepositoryFiles } from './files.js';
 import { REGION_BYTES, regionCount } from './layout.js';
 import { Repository } from './repository.js';
 import { runInThisThread } from './runner.js';
@@ -135,7 +135,7 @@ export async function diskWith(
 }
 
 /** The contents of every listed version, each checked block by block. */
-export async function readAll(files: SimulatedFiles): Promise<Map<number, Buffer>> {
+export async function readAll(files: RepositoryFiles): Promise<Map<number, Buffer>> {
   const repository = await Repository.open(files, 'read', { mayBegin: true });
   try {
     const found = new Map<number, Buffer>();

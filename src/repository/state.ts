@@ -45,6 +45,7 @@ import {
   MANIFEST_NEW,
   REGION_BLOCKS,
   REGION_BYTES,
+  TOGETHER,
   versionOfDelta,
 } from './layout.js';
 import {
@@ -55,6 +56,7 @@ import {
   type ManifestData,
   type VersionRecord,
 } from './manifest.js';
+import { removeRecord, type UnsettledInstant, unsettledInstants } from './together-record.js';
 
 const NAMES = [
   IMAGE,
@@ -65,6 +67,7 @@ const NAMES = [
   MANIFEST_COPY,
   MANIFEST_NEW,
   INCOMING,
+  TOGETHER,
   LOCK,
   'lost+found',
 ];
@@ -76,6 +79,8 @@ export interface RepositoryState {
   loaded: LoadedManifest | undefined;
   /** Files of a prune or of a manifest that were left. */
   leftovers: string[];
+  /** Of versions together with other repositories (together-record.ts). */
+  instants: UnsettledInstant[];
 }
 
 /** The newest version of a manifest. */
@@ -126,6 +131,7 @@ export function examine(files: RepositoryFiles): RepositoryState {
       image: has(IMAGE_UPDATING) || has(CHECKSUMS) ? 'unfinished-first' : 'none',
       loaded,
       leftovers: has(MANIFEST_NEW) ? [MANIFEST_NEW] : [],
+      instants: unsettledInstants(files, undefined),
     };
   }
   if (!has(CHECKSUMS)) throw unclean(files, 'its checksums are gone. `image` can be copied as it is');
@@ -146,7 +152,8 @@ export function examine(files: RepositoryFiles): RepositoryState {
     .filter((name) => /^[1-9]\d*\.cow(\.new)?$/.test(name) && !listed.has(name) && name !== open)
     .map((name) => `${HISTORY}/${name}`);
   leftovers.push(...[MANIFEST_NEW, INCOMING].filter(has));
-  return { image: imageState(files, has(IMAGE), has(IMAGE_UPDATING), history.includes(open)), loaded, leftovers };
+  const image = imageState(files, has(IMAGE), has(IMAGE_UPDATING), history.includes(open));
+  return { image, loaded, leftovers, instants: unsettledInstants(files, loaded.manifest) };
 }
 
 function imageState(files: RepositoryFiles, named: boolean, updating: boolean, hasDelta: boolean): ImageState {
@@ -162,18 +169,20 @@ function unclean(files: RepositoryFiles, why: string): CowbirdError {
 }
 
 /** Whether {@link recover} has something to do. A manifest that is not like its copy is healed by who writes. */
-export function needsRecovery({ image, leftovers, loaded }: RepositoryState, writes: boolean): boolean {
+export function needsRecovery({ image, leftovers, loaded, instants }: RepositoryState, writes: boolean): boolean {
   const isCut = (image !== 'clean' && image !== 'none') || leftovers.length > 0;
-  return isCut || (writes && loaded?.differ === true);
+  return isCut || instants.some(({ decision }) => decision !== 'keep') || (writes && loaded?.differ === true);
 }
 
 /**
  * Makes the repository whole: the version before, or the new one where it was committed. Wants the exclusive lock. Done
  * twice it does no harm.
  *
- * @throws {CowbirdError} EUCLEAN when the delta of a half-written image is damaged.
+ * @throws {CowbirdError} EUCLEAN when the delta of a half-written image is damaged; when another repository that knows more
+ * cannot be found.
  */
 export function recover(files: RepositoryFiles): void {
+  settleInstants(files, examine(files).instants);
   const { image, loaded, leftovers } = examine(files);
   if (loaded === undefined) {
     if (image === 'unfinished-first') removeUnfinished(files);
@@ -197,6 +206,15 @@ export function recover(files: RepositoryFiles): void {
   settleLeftovers(files, manifest, leftovers);
   if (isFromCopy) commitManifest(files, manifest);
   if (differ) copyManifest(files, manifest);
+}
+
+/** What is rolled forward is as after a commit then, and what is rolled back as without the file. */
+function settleInstants(files: RepositoryFiles, instants: readonly UnsettledInstant[]): void {
+  for (const { name, decision, record } of instants) {
+    if (decision === 'keep') continue;
+    if (decision === 'forward' && record !== undefined) commitManifest(files, record.manifest);
+    removeRecord(files, name);
+  }
 }
 
 function isCompleteDelta(files: RepositoryFiles, manifest: ManifestData, version: number): boolean {

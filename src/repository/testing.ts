@@ -331,6 +331,10 @@ export class SimulatedFiles implements RepositoryFiles {
     this.disk.alive();
   }
 
+  other(path: string): RepositoryFiles {
+    throw new RangeError(`${path} is not on this disk`);
+  }
+
   rename(from: string, to: string): void {
     const id = this.disk.names.get(from);
     if (id === undefined) throw Object.assign(new Error(`no ${from}`), { code: 'ENOENT' });

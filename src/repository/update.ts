@@ -46,7 +46,14 @@ export interface UpdateResult {
 /** A version that is written and durable, and does not count yet. Exactly one of the two is to be called. */
 export interface PreparedVersion {
   readonly version: VersionRecord;
-  /** Makes it count. @throws what the source's `confirm` throws, or writing; then there is no version. */
+  readonly repository: Repository;
+  /** With which it counts. */
+  readonly manifest: ManifestData;
+  /** @throws what the source has against it. */
+  confirm(): Promise<void>;
+  /** Makes it count. @throws what writing gave; what then is shows when the repository is opened. */
+  count(): UpdateResult;
+  /** Both. @throws what they throw; then there is no version. */
   commit(): Promise<UpdateResult>;
   /** Takes it back. */
   abort(): void;
@@ -85,11 +92,24 @@ export async function prepareVersion(
       manifest === undefined
         ? await firstVersion(repository, source, options)
         : await nextVersion(repository, manifest, source, options);
-    return {
-      version: written.result.version,
-      commit: () => commitWritten(repository, source, written),
-      abort: () => recover(repository.files),
+    const { manifest: next, result } = written;
+    const confirm = async (): Promise<void> => source.confirm?.();
+    const count = (): UpdateResult => {
+      repository.commit(next);
+      nameImage(repository.files);
+      repository.seal();
+      return result;
     };
+    const commit = async (): Promise<UpdateResult> => {
+      try {
+        await confirm();
+        return count();
+      } catch (error) {
+        throw undo(repository, error);
+      }
+    };
+    const abort = (): void => recover(repository.files);
+    return { version: result.version, repository, manifest: next, confirm, count, commit, abort };
   } catch (error) {
     throw undo(repository, error);
   }
@@ -99,22 +119,6 @@ export async function prepareVersion(
 interface Written {
   manifest: ManifestData;
   result: UpdateResult;
-}
-
-async function commitWritten(
-  repository: Repository,
-  source: BackupSource,
-  { manifest, result }: Written,
-): Promise<UpdateResult> {
-  try {
-    await source.confirm?.();
-    repository.commit(manifest);
-    nameImage(repository.files);
-    repository.seal();
-    return result;
-  } catch (error) {
-    throw undo(repository, error);
-  }
 }
 
 /** Makes the repository whole after a failure, and returns the error to be thrown. */

@@ -1,13 +1,14 @@
 /** The actions of the commands for backups and their repositories. */
 
 import { parseVersionRange } from '../../backup/repository-at.js';
-import type { LiveOptions, RepositoryOptions, RetentionPolicy } from '../../index.js';
+import type { BackupOptions, BackupPair, BackupSummary, RepositoryOptions, RetentionPolicy } from '../../index.js';
 import { CowbirdError } from '../../sys/errors.js';
 import { progressBar } from '../progress.js';
 import { counted, formatSize, parseDecimal } from '../quantities.js';
 import { damageText, versionsText } from '../repository-tables.js';
 import { EXIT } from '../spec/cowbird.js';
 import { type Action, answer, type Call, operand } from './call.js';
+import { hookOptions } from './hooks.js';
 
 const ENGINES = ['auto', 'driver', 'live', 'scan'] as const;
 const KEEP_MAX = 1_000_000;
@@ -51,55 +52,72 @@ function summarize(call: Call, summary: object, text: string, warnings: readonly
   else call.io.err(`${text}\n`);
 }
 
-/** Options of engine live. The library says which times are none. */
-function liveOptions(call: Call): LiveOptions {
-  const seconds = (name: string): number | undefined => {
-    const text = call.value(name);
-    if (text === undefined) return undefined;
-    if (/^\d{1,9}(\.\d{1,3})?$/.test(text)) return Number(text);
-    throw new CowbirdError('EINVAL', `--${name} \`${text}\` is not a number of seconds`);
-  };
-  const freezeTimeoutSeconds = seconds('freeze-timeout');
-  const hookTimeoutSeconds = seconds('hook-timeout');
-  const preFreeze = call.value('pre-freeze');
-  const postThaw = call.value('post-thaw');
-  return {
-    ...(freezeTimeoutSeconds === undefined ? {} : { freezeTimeoutSeconds }),
-    ...(hookTimeoutSeconds === undefined ? {} : { hookTimeoutSeconds }),
-    ...(preFreeze === undefined ? {} : { preFreeze }),
-    ...(postThaw === undefined ? {} : { postThaw }),
-  };
+/** Of engine live: how long a freeze may last. The library says which times are none. */
+function freezeTimeout(call: Call): number | undefined {
+  const text = call.value('freeze-timeout');
+  if (text === undefined) return undefined;
+  if (/^\d{1,9}(\.\d{1,3})?$/.test(text)) return Number(text);
+  throw new CowbirdError('EINVAL', `--freeze-timeout \`${text}\` is not a number of seconds`);
 }
 
-const backup: Action = async (call) => {
+/** What all forms of `backup` take. */
+function backupOptions(call: Call): BackupOptions {
   const name = call.value('engine') ?? 'auto';
   const engine = ENGINES.find((known) => known === name);
   if (engine === undefined)
     throw new CowbirdError('EINVAL', `Engine \`${name}\` is not known: there are ${ENGINES.join(', ')}`);
   const keep = countOption(call, 'keep');
-  const source = operand(call, 0);
   const cow = call.value('cow');
-  const live = liveOptions(call);
-  const summary = await withProgress(call, (options) =>
-    call.library.backup(source, operand(call, 1), {
-      ...options,
-      engine,
-      ...(keep === undefined ? {} : { keep }),
-      ...(cow === undefined ? {} : { cow }),
-      ...(Object.keys(live).length === 0 ? {} : { live }),
-      whole: call.flag('whole'),
-      skipBadBlocks: call.flag('skip-bad-blocks'),
-    }),
-  );
+  const hooks = hookOptions(call);
+  const freezeTimeoutSeconds = freezeTimeout(call);
+  return {
+    engine,
+    ...(keep === undefined ? {} : { keep }),
+    ...(cow === undefined ? {} : { cow }),
+    ...(freezeTimeoutSeconds === undefined ? {} : { live: { freezeTimeoutSeconds } }),
+    whole: call.flag('whole'),
+    skipBadBlocks: call.flag('skip-bad-blocks'),
+    ...(Object.keys(hooks).length === 0 ? {} : { hooks }),
+  };
+}
+
+function backupText(source: string, summary: BackupSummary): string {
   const dropped = summary.dropped.length === 0 ? '' : `; dropped ${counted(summary.dropped.length, 'version')}`;
   const frozen =
     summary.engine === 'live'
       ? `; frozen for ${Math.ceil(summary.freezeMs ?? 0)} ms after ${summary.passes - 1} passes`
       : '';
-  const text = `version ${summary.version} of ${source}: ${formatSize(summary.bytesRead)} read, ${formatSize(summary.bytesWritten)} written, engine ${summary.engine} (${summary.reason})${frozen}${dropped}`;
-  summarize(call, summary, text, summary.warnings);
+  return `version ${summary.version} of ${source}: ${formatSize(summary.bytesRead)} read, ${formatSize(summary.bytesWritten)} written, engine ${summary.engine} (${summary.reason})${frozen}${dropped}`;
+}
+
+const backup: Action = async (call) => {
+  if (call.flag('together')) return backupTogether(call);
+  const own = backupOptions(call);
+  const source = operand(call, 0);
+  const summary = await withProgress(call, (options) =>
+    call.library.backup(source, operand(call, 1), { ...options, ...own }),
+  );
+  summarize(call, summary, backupText(source, summary), summary.warnings);
   return undefined;
 };
+
+/** `/dev/cowbird/data:/backup/data`, cut at its last colon. */
+function splitPair(text: string): BackupPair {
+  const at = text.lastIndexOf(':');
+  const pair = { source: text.slice(0, Math.max(at, 0)), repository: text.slice(at + 1) };
+  if (pair.source !== '' && pair.repository !== '') return pair;
+  throw new CowbirdError('EINVAL', `\`${text}\` is not SOURCE:REPO: write a source, a colon, and its repository`);
+}
+
+async function backupTogether(call: Call): Promise<undefined> {
+  const own = backupOptions(call);
+  const pairs = call.operands.map(splitPair);
+  const summary = await withProgress(call, (options) => call.library.backupTogether(pairs, { ...options, ...own }));
+  const warnings = summary.backups.flatMap((one) => one.warnings.map((warning) => `${one.source}: ${warning}`));
+  const lines = summary.backups.map((one) => backupText(one.source, one));
+  summarize(call, summary, lines.join('\n'), warnings);
+  return undefined;
+}
 
 const versions: Action = async (call) => {
   const list = await call.library.listVersions(operand(call, 0));

@@ -1,9 +1,10 @@
 /** The actions of the commands for snapshots. */
-import type { HookOptions, TakenTogether } from '../../index.js';
+import type { TakenTogether } from '../../index.js';
 import { CowbirdError } from '../../sys/errors.js';
-import { counted, formatSize, MIB, parseDecimal, parseMinor, parseSize } from '../quantities.js';
+import { counted, formatSize, MIB, parseMinor, parseSize } from '../quantities.js';
 import { infoText } from '../tables.js';
 import { type Action, answer, type Call, operand } from './call.js';
+import { hookOptions } from './hooks.js';
 import { isVersionRange, repositoryChanges } from './repository.js';
 
 const BYTE = 1;
@@ -24,32 +25,6 @@ export function newCowFile(path: string): string {
 
 function freeOption(call: Call): { freeAware?: true } {
   return call.flag('free-aware') ? { freeAware: true } : {};
-}
-
-const HOOK_SECONDS_MAX = 3600;
-
-function hookOptions(call: Call): HookOptions {
-  const preFreeze = hookOption(call, 'pre-freeze');
-  const postThaw = hookOption(call, 'post-thaw');
-  const text = call.value('hook-timeout');
-  const hookTimeoutSeconds = text === undefined ? undefined : parseDecimal(text);
-  const isBad = hookTimeoutSeconds === undefined || hookTimeoutSeconds < 1 || hookTimeoutSeconds > HOOK_SECONDS_MAX;
-  if (text !== undefined && isBad)
-    throw new CowbirdError(
-      'EINVAL',
-      `Hook timeout \`${text}\` is not a number of seconds from 1 to ${HOOK_SECONDS_MAX}`,
-    );
-  return {
-    ...(preFreeze === undefined ? {} : { preFreeze }),
-    ...(postThaw === undefined ? {} : { postThaw }),
-    ...(hookTimeoutSeconds === undefined ? {} : { hookTimeoutSeconds }),
-  };
-}
-
-function hookOption(call: Call, option: 'pre-freeze' | 'post-thaw'): string | undefined {
-  const command = call.value(option);
-  if (command === '') throw new CowbirdError('EINVAL', `The command of --${option} is empty: leave the option out`);
-  return command;
 }
 
 /** `--together`: the devices, one a line, and the time that all writes were held. */

@@ -1,4 +1,5 @@
 /** The commands of `cowbird` for backups and their repositories. */
+import { HOOKS } from './operands.js';
 import { type CommandSpec, JSON_OPTION, type OptionSpec } from './types.js';
 
 const REPO = { name: 'REPO', help: 'Directory of the repository.' } as const;
@@ -11,6 +12,10 @@ const WAIT: OptionSpec = {
   value: 'SECONDS',
   optionalValue: true,
   help: 'Wait while another process has the repository, at most SECONDS. Default: give up at once.',
+};
+const TOGETHER: OptionSpec = {
+  long: '--together',
+  help: 'Back up several sources at one instant, each to a repository of its own: all of them get a version, or none does.',
 };
 const TARGET = { name: 'TARGET', help: 'REPO, REPO@N, or the minor of a snapshot.' } as const;
 const WRITABLE: OptionSpec = {
@@ -34,10 +39,22 @@ export const REPOSITORY_COMMANDS: readonly CommandSpec[] = [
       'Engine live, for any other disk or partition in use: nothing is attached, unmounted or started anew. An eBPF program marks in the kernel what changes. The disk is read while it is in use, then what changed meanwhile, again and again, until little is left; that is read while its file systems are frozen, for some milliseconds. The kernel goes on tracking, also while no process of Cowbird runs, and the next backup reads only what changed. Where that is not known for sure (a reboot, another disk, a version by another engine) it says so, and compares contents. Refused: what the kernel cannot track (`cowbird doctor` says why), file systems that cannot be frozen, and swap, RAID, LVM or databases on the disk, unless hooks make them stand still. A disk that is written faster than it is read fails clearly. See docs/live.md.',
       'Engine scan, for everything else: reads SOURCE and compares it with the checksums. SOURCE is claimed meanwhile. An attached volume that is not mounted is claimed, too; tracking that a clean stop of the daemon left is gone on with.',
       'A source that grew goes on in the same repository. A smaller one, or another disk, is refused.',
+      'With --together attached volumes in use are snapshotted at one instant, and everything else is claimed before it and until the end. The manifests have the same id. A run that is cut off while the versions are being committed is ended by the next command on each repository, which looks at the others: they have to be where they were.',
       'Engine scan needs neither daemon nor root. On a terminal a bar shows rate and time left; stdout stays empty, and a line on stderr sums up. With --json the last line on stdout is an object of type "summary".',
     ],
     operands: [{ name: 'SOURCE', help: 'Attached volume, image file, disk or partition, in use or not.' }, REPO],
+    otherForm: {
+      option: TOGETHER,
+      operands: [
+        {
+          name: 'SOURCE:REPO',
+          help: 'With --together: a source and its repository, cut at the last colon.',
+          many: true,
+        },
+      ],
+    },
     options: [
+      TOGETHER,
       { long: '--engine', value: 'ENGINE', help: '`auto`, `driver`, `live` or `scan`. Default: auto.' },
       {
         long: '--cow',
@@ -49,23 +66,13 @@ export const REPOSITORY_COMMANDS: readonly CommandSpec[] = [
         value: 'SECONDS',
         help: 'Engine live: a freeze ends after this time whatever happens, and the backup fails then; at most 60. Default: 5.',
       },
-      {
-        long: '--pre-freeze',
-        value: 'COMMAND',
-        help: 'Engine live: run COMMAND by `sh -c` before each freeze. If it fails there is none, and the backup fails.',
-      },
-      {
-        long: '--post-thaw',
-        value: 'COMMAND',
-        help: 'Engine live: run COMMAND after each freeze, whatever became of it or of --pre-freeze, also when Cowbird is killed.',
-      },
-      { long: '--hook-timeout', value: 'SECONDS', help: 'How long each of them may take, up to 3600. Default: 30.' },
       { long: '--keep', value: 'N', help: 'Then drop all but the newest N versions.' },
       { long: '--whole', help: 'Copy blocks that no file uses, too.' },
       {
         long: '--skip-bad-blocks',
         help: 'Make a version although blocks cannot be read. They are recorded, and hold what the version before had, or zeros.',
       },
+      ...HOOKS,
       WAIT,
       JSON_OPTION,
     ],
@@ -74,6 +81,10 @@ export const REPOSITORY_COMMANDS: readonly CommandSpec[] = [
       { command: 'cowbird backup /dev/sda1 /backup/root', meaning: 'Back up a mounted disk, the root volume too.' },
       { command: 'cowbird backup disk.img /backup/disk', meaning: 'Back up an image file.' },
       { command: 'cowbird backup /dev/sdb1 /backup/sdb1 --keep 30', meaning: 'Back up a partition, keep 30 versions.' },
+      {
+        command: 'cowbird backup --together /dev/cowbird/db:/backup/db /dev/cowbird/log:/backup/log',
+        meaning: 'A database and its log, on two volumes, at one instant.',
+      },
     ],
   },
   {

@@ -1,5 +1,5 @@
 /** The commands of `cowbird` for snapshots: dattobd's verbs, and what it has no verb for. */
-import { CACHE, COWFILE, DEVICE, MINOR, RELOAD_COWFILE, STORE_SIZE } from './operands.js';
+import { CACHE, COWFILE, DEVICE, HOOKS, MINOR, RELOAD_COWFILE, STORE_SIZE } from './operands.js';
 import { type CommandSpec, JSON_OPTION, type OperandSpec, type OptionSpec } from './types.js';
 
 const TOGETHER: OptionSpec = {
@@ -10,19 +10,6 @@ const FREE_AWARE: OptionSpec = {
   long: '--free-aware',
   help: 'Do not save blocks that are free at this instant (ext4 and xfs): they read as zeros, so the snapshot holds every file but is not the volume bit for bit.',
 };
-const HOOKS: readonly OptionSpec[] = [
-  {
-    long: '--pre-freeze',
-    value: 'CMD',
-    help: 'Command to run before the file systems are frozen. When it fails nothing is taken. The daemon runs it as root by `sh -c` in /, with COWBIRD_HOOK, COWBIRD_MINORS and COWBIRD_VOLUMES in its environment.',
-  },
-  {
-    long: '--post-thaw',
-    value: 'CMD',
-    help: 'Command to run after they are thawed, whatever happened before. It may run twice when the engine ends meanwhile.',
-  },
-  { long: '--hook-timeout', value: 'SECONDS', help: 'How long each of them may take, 1 to 3600. Default: 30.' },
-];
 const SETUP_TOGETHER: OperandSpec = {
   name: 'DEVICE:COWFILE:MINOR',
   help: 'With --together: a volume, its COW file and its minor. A DEVICE has no colon in this form: /dev/cowbird/NAME has none.',

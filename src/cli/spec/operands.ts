@@ -31,3 +31,17 @@ export const STORE_SIZE: OptionSpec = {
   value: 'SIZE',
   help: 'Size of the COW file; a bare number is MiB. Default, and meaning of 0: 10 % of the volume.',
 };
+
+export const HOOKS: readonly OptionSpec[] = [
+  {
+    long: '--pre-freeze',
+    value: 'CMD',
+    help: 'Command to run before the file systems are frozen. When it fails nothing is taken. The daemon runs it as root by `sh -c` in /, with COWBIRD_HOOK, COWBIRD_MINORS and COWBIRD_VOLUMES in its environment; in a backup by engine live a helper runs it, with COWBIRD_HOOK and COWBIRD_DEVICES.',
+  },
+  {
+    long: '--post-thaw',
+    value: 'CMD',
+    help: 'Command to run after they are thawed, whatever happened before. It may run twice when the engine ends meanwhile.',
+  },
+  { long: '--hook-timeout', value: 'SECONDS', help: 'How long each of them may take, 1 to 3600. Default: 30.' },
+];

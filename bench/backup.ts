@@ -1,0 +1,249 @@
+/**
+ * `cowbird backup` against what copies a disk: `dd`, `rsync`, `qemu-img`; `verify` against `cat`; and what versions take.
+ *
+ * The volume is sparse, half of it is one wholly written file on ext4. Nobody writes while something is measured, so that all
+ * programs copy the same bytes; each ends with them on the disk, and begins with cold caches.
+ */
+import { existsSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import * as cowbird from '../src/index.js';
+import { fillRandom, makeFileSystem, mountAt, requireSpace } from './images.js';
+import { type Lab, MIB } from './lab.js';
+import type { Scale } from './options.js';
+import { median } from './statistics.js';
+import { dropCaches } from './volumes.js';
+
+/** This file runs from `dist/bench`. */
+const ROOT = join(fileURLToPath(new URL('.', import.meta.url)), '..', '..');
+const STEP_TIMEOUT_MS = 3_600_000;
+const CHANGED_SHARE = 0.01;
+const VERSIONS = 10;
+const BYTES_A_STAT_BLOCK = 512;
+
+/** Milliseconds of each program; null where it is not installed. */
+export interface FullRound {
+  cowbirdMs: number;
+  cowbirdWholeMs: number;
+  ddMs: number;
+}
+export interface NextRound {
+  cowbirdMs: number;
+  ddMs: number;
+  rsyncMs: number | null;
+  qemuMs: number | null;
+}
+export interface VerifyRound {
+  verifyMs: number;
+  catMs: number;
+}
+
+export interface BackupMeasured {
+  volumeMib: number;
+  dataMib: number;
+  full: FullRound[];
+  next: NextRound[];
+  verify: VerifyRound[];
+  /** Of what is verified. */
+  verifiedBytes: number;
+  /** After ten versions, allocated on the disk; null without qemu-io. */
+  sizes: { versions: number; repositoryBytes: number; qcow2Bytes: number | null };
+}
+
+interface Bench {
+  lab: Lab;
+  scale: Scale;
+  env: NodeJS.ProcessEnv;
+  node: string;
+  origin: string;
+  file: string;
+  repository: string;
+  copy: string;
+}
+
+export async function measureBackup(lab: Lab, scale: Scale, say: (text: string) => void): Promise<BackupMeasured> {
+  const { volumeMib, dataMib, rounds } = scale.backup;
+  requireSpace(lab, 2 * volumeMib + 2 * dataMib + 1_024);
+  const bench = await setUp(lab, scale, say);
+  const full: FullRound[] = [];
+  for (let round = 0; round < rounds; round++) full.push(await measureFull(bench, round));
+  say(
+    `full: cowbird ${middle(full, 'cowbirdMs')} ms, --whole ${middle(full, 'cowbirdWholeMs')}, dd ${middle(full, 'ddMs')}`,
+  );
+  rmSync(bench.repository, { recursive: true, force: true });
+  await backup(bench);
+  const next: NextRound[] = [];
+  for (let round = 0; round < rounds; round++) next.push(await measureNext(bench, round));
+  say(`1 % changed: cowbird ${middle(next, 'cowbirdMs')} ms, dd ${middle(next, 'ddMs')} ms`);
+  const verify: VerifyRound[] = [];
+  for (let round = 0; round < rounds; round++) verify.push(await measureVerify(bench, round));
+  const verifiedBytes = (await cowbird.verify(bench.repository)).bytesRead;
+  say(`verify ${middle(verify, 'verifyMs')} ms, cat ${middle(verify, 'catMs')} ms`);
+  return { volumeMib, dataMib, full, next, verify, verifiedBytes, sizes: await measureSizes(bench) };
+}
+
+function middle<K extends string>(rounds: ReadonlyArray<Record<K, number>>, key: K): number {
+  return Math.round(median(rounds.map((round) => round[key])));
+}
+
+async function setUp(lab: Lab, scale: Scale, say: (text: string) => void): Promise<Bench> {
+  const { volumeMib, dataMib } = scale.backup;
+  say(`a sparse volume of ${volumeMib} MiB with ${dataMib} MiB of random data`);
+  const client = lab.client('backup');
+  const origin = lab.path('backup-source.img');
+  await lab.run('truncate', ['-s', `${volumeMib}M`, origin]);
+  await cowbird.startDaemon(client);
+  const { device: node } = await cowbird.attach(origin, { name: `bench-backup-${process.pid}` }, client);
+  await makeFileSystem(lab, node);
+  const at = await mountAt(lab, node, 'backup');
+  const file = `${at}/data`;
+  await fillRandom(lab, file, dataMib);
+  const repository = lab.path('repository');
+  return { lab, scale, env: client.env, node, origin, file, repository, copy: lab.path('copy.img') };
+}
+
+/** Caches cold before, and what was written on the disk: every program here syncs what it wrote. */
+async function timed(bench: Bench, program: string, args: readonly string[]): Promise<number> {
+  const { lab, env } = bench;
+  await lab.run('sync', [], { timeoutMs: STEP_TIMEOUT_MS });
+  await dropCaches(lab);
+  return (await lab.run(program, args, { env, timeoutMs: STEP_TIMEOUT_MS })).elapsedMs;
+}
+
+function backup(bench: Bench, ...options: string[]): Promise<number> {
+  const args = [join(ROOT, 'bin', 'cowbird'), 'backup', bench.node, bench.repository, ...options];
+  return timed(bench, process.execPath, args);
+}
+
+/** `conv=fsync` is dd's own end on the disk. */
+function dd(bench: Bench, ...conv: string[]): Promise<number> {
+  const args = [`if=${bench.node}`, `of=${bench.copy}`, 'bs=1M', `conv=${['fsync', ...conv].join()}`, 'status=none'];
+  return timed(bench, 'dd', args);
+}
+
+/** Runs each in rotated order. */
+async function rotated(round: number, runs: ReadonlyArray<() => Promise<void>>): Promise<void> {
+  const shift = round % runs.length;
+  for (const run of [...runs.slice(shift), ...runs.slice(0, shift)]) await run();
+}
+
+async function measureFull(bench: Bench, round: number): Promise<FullRound> {
+  const result: FullRound = { cowbirdMs: Number.NaN, cowbirdWholeMs: Number.NaN, ddMs: Number.NaN };
+  const fresh = (): void => {
+    rmSync(bench.repository, { recursive: true, force: true });
+    rmSync(bench.copy, { force: true });
+  };
+  await rotated(round, [
+    async () => {
+      fresh();
+      result.cowbirdMs = await backup(bench);
+    },
+    async () => {
+      fresh();
+      result.cowbirdWholeMs = await backup(bench, '--whole');
+    },
+    async () => {
+      fresh();
+      result.ddMs = await dd(bench);
+    },
+  ]);
+  return result;
+}
+
+/** Blocks of 4 KiB at random, 1 % of the volume. */
+async function change({ lab, scale, file }: Bench): Promise<void> {
+  const { volumeMib, dataMib } = scale.backup;
+  const bytes = Math.ceil((volumeMib * CHANGED_SHARE * MIB) / 4_096) * 4_096;
+  const order = ['--rw=randwrite', '--bs=4k', '--ioengine=libaio', '--direct=1', '--iodepth=16'];
+  const size = [`--filename=${file}`, `--size=${dataMib}m`, `--io_size=${bytes}`, '--end_fsync=1'];
+  await lab.run('fio', ['--name=change', '--thread', ...order, ...size], { timeoutMs: STEP_TIMEOUT_MS });
+}
+
+async function measureNext(bench: Bench, round: number): Promise<NextRound> {
+  if (!existsSync(bench.copy)) await dd(bench);
+  await change(bench);
+  const result: NextRound = { cowbirdMs: Number.NaN, ddMs: Number.NaN, rsyncMs: null, qemuMs: null };
+  // Each brings a copy of the state before up to this one; the copy is shared, so it is put back for rsync.
+  const old = `${bench.copy}.old`;
+  await bench.lab.run('cp', ['--sparse=always', bench.copy, old], { timeoutMs: STEP_TIMEOUT_MS });
+  await rotated(round, [
+    async () => {
+      result.cowbirdMs = await backup(bench);
+    },
+    async () => {
+      result.ddMs = await dd(bench, 'notrunc');
+    },
+    async () => {
+      const script = 'rsync --inplace --no-whole-file "$0" "$1" && sync "$1"';
+      if (await isInstalled(bench, 'rsync'))
+        result.rsyncMs = await timed(bench, 'sh', ['-c', script, bench.origin, old]);
+    },
+    async () => {
+      const script = 'qemu-img convert -f raw -O raw "$0" "$1" && sync "$1"';
+      const target = `${bench.copy}.qemu`;
+      if (await isInstalled(bench, 'qemu-img'))
+        result.qemuMs = await timed(bench, 'sh', ['-c', script, bench.node, target]);
+      rmSync(target, { force: true });
+    },
+  ]);
+  rmSync(old);
+  return result;
+}
+
+async function isInstalled({ lab }: Bench, program: string): Promise<boolean> {
+  const { stdout } = await lab.run('sh', ['-c', 'command -v "$0" || true', program]);
+  return stdout !== '';
+}
+
+async function measureVerify(bench: Bench, round: number): Promise<VerifyRound> {
+  const result: VerifyRound = { verifyMs: Number.NaN, catMs: Number.NaN };
+  await rotated(round, [
+    async () => {
+      const args = [join(ROOT, 'bin', 'cowbird'), 'verify', bench.repository];
+      result.verifyMs = await timed(bench, process.execPath, args);
+    },
+    async () => {
+      const script = 'find "$0" -type f -exec cat {} + > /dev/null';
+      result.catMs = await timed(bench, 'sh', ['-c', script, bench.repository]);
+    },
+  ]);
+  return result;
+}
+
+/** Ten versions, 1 % changed each; and an overlay each with the same blocks written. */
+async function measureSizes(bench: Bench): Promise<BackupMeasured['sizes']> {
+  const { lab, repository } = bench;
+  const { versions } = await cowbird.listVersions(repository);
+  for (let made = versions.length; made < VERSIONS; made++) {
+    await change(bench);
+    await backup(bench);
+  }
+  await cowbird.prune(repository, { last: VERSIONS });
+  const numbers = (await cowbird.listVersions(repository)).versions.map(({ number }) => number);
+  const hasQemu = await isInstalled(bench, 'qemu-io');
+  const base = join(repository, 'image');
+  let qcow2Bytes = hasQemu ? allocated(base) : null;
+  for (const [i, number] of numbers.slice(1).entries()) {
+    if (qcow2Bytes === null) break;
+    const { extents } = await cowbird.versionChanges(repository, numbers[i] ?? 0, number);
+    const overlay = lab.path('overlay.qcow2');
+    await lab.run('qemu-img', ['create', '-q', '-f', 'qcow2', '-F', 'raw', '-b', base, overlay]);
+    const writes = extents.map(({ offset, length }) => `write -q ${offset} ${length}\n`).join('');
+    const script = 'printf "%s" "$1" > "$0.io" && qemu-io -f qcow2 "$0" < "$0.io" > /dev/null && rm "$0.io"';
+    for (let at = 0; at < writes.length; ) {
+      // An argument has 128 KiB at most.
+      const end = writes.lastIndexOf('\n', at + 100_000) + 1;
+      await lab.run('sh', ['-c', script, overlay, writes.slice(at, end)], { timeoutMs: STEP_TIMEOUT_MS });
+      at = end;
+    }
+    qcow2Bytes += allocated(overlay);
+    rmSync(overlay);
+  }
+  return { versions: numbers.length, repositoryBytes: allocated(repository), qcow2Bytes };
+}
+
+function allocated(path: string): number {
+  const stats = statSync(path);
+  const own = stats.blocks * BYTES_A_STAT_BLOCK;
+  return stats.isDirectory() ? readdirSync(path).reduce((sum, name) => sum + allocated(join(path, name)), own) : own;
+}
