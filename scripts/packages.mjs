@@ -37,6 +37,8 @@ export const PACKAGES = {
     { package: 'libc6-dev', files: ['/usr/include/stdio.h'] },
     { package: 'linux-perf', programs: ['perf'] },
     { package: 'qemu-system-common', programs: ['qemu-storage-daemon'] },
+    { package: 'qemu-utils', programs: ['qemu-img'] },
+    { package: 'rsync', programs: ['rsync'] },
   ],
 };
 

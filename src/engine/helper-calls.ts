@@ -1,5 +1,7 @@
 /** What helpers can be asked to do: names, parameters, results. A helper runs one call at a time. */
+
 import type { FileExtent } from '../sys/fsfile.js';
+import type { HookEnd, HookOrder } from '../sys/hook.js';
 
 export interface StoreFile {
   /** Real path as this mount namespace sees it. */
@@ -85,8 +87,8 @@ export interface HelperCalls {
   };
   /** Runs a command with a time limit; `end` says in words how it ended. */
   runHook: {
-    params: { command: string; environment: Record<string, string>; timeoutSeconds: number };
-    result: { ok: boolean; end: string; output: string; durationMs: number };
+    params: HookOrder;
+    result: HookEnd;
   };
   /** Opens and syncs the mounts, so that the freeze itself is short. */
   prepareFreeze: {

@@ -11,6 +11,7 @@ import { dirname, join } from 'node:path';
 import { bindLoop, releaseLoop, setMaxRequestKib } from '../sys/blkdev.js';
 import { CowbirdError } from '../sys/errors.js';
 import { setImmutable } from '../sys/fsfile.js';
+import { endHook, runHook } from '../sys/hook.js';
 import * as libc from '../sys/libc.js';
 import { ownMounts } from '../sys/mounts.js';
 import { VERSION } from '../version.js';
@@ -25,7 +26,6 @@ import {
   thawAfterDeath,
   thawAll,
 } from './helper-freeze.js';
-import { endHook, runHook } from './helper-hook.js';
 import {
   closeStore,
   createStore,

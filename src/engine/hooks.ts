@@ -54,7 +54,7 @@ async function runHook(context: EngineContext, name: HookName, call: HookCall): 
   const { ok, end, output, durationMs } = await withHelper(context, [], (helper) =>
     helper.call(
       'runHook',
-      { command, timeoutSeconds, environment: environmentOf(name, call) },
+      { command, timeoutMs: timeoutSeconds * 1000, environment: environmentOf(name, call) },
       timeoutSeconds * 1000 + HELPER_MARGIN_MS,
     ),
   );

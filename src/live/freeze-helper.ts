@@ -11,16 +11,15 @@
 import * as v from 'valibot';
 import { messageOf } from '../sys/errors.js';
 import { thaw } from '../sys/fsfile.js';
+import { type HookEnd, type HookOrder, runHook } from '../sys/hook.js';
 import * as libc from '../sys/libc.js';
 import { FreezeState, FreezeWords } from './freeze-words.js';
-import { type HookEnd, runHook } from './hook.js';
 
 const WORDS_FD = 4;
 const FIRST_FD = 5;
 const LOOK_EVERY_MS = 5;
 
 const Hook = v.object({ command: v.string(), timeoutMs: v.number(), environment: v.record(v.string(), v.string()) });
-export type HookOrder = v.InferOutput<typeof Hook>;
 
 /** What the maker asks. Each is answered with {@link HelperAnswer}. */
 const Order = v.variant('kind', [

@@ -14,8 +14,9 @@ import { fileURLToPath } from 'node:url';
 import * as v from 'valibot';
 import { CowbirdError, errnoOfError, messageOf } from '../sys/errors.js';
 import { freeze, thaw } from '../sys/fsfile.js';
+import type { HookOrder } from '../sys/hook.js';
 import * as libc from '../sys/libc.js';
-import type { HelperAnswer, HelperOrder, HookOrder } from './freeze-helper.js';
+import type { HelperAnswer, HelperOrder } from './freeze-helper.js';
 import { FREEZES_MAX, FreezeState, FreezeWords } from './freeze-words.js';
 
 const START_TIMEOUT_MS = 30_000;
@@ -50,7 +51,7 @@ export interface Frozen<T> {
 const Answer = v.union([
   v.object({
     ok: v.literal(true),
-    hook: v.optional(v.object({ ok: v.boolean(), end: v.string(), output: v.string() })),
+    hook: v.optional(v.object({ ok: v.boolean(), end: v.string(), output: v.string(), durationMs: v.number() })),
   }),
   v.object({ ok: v.literal(false), error: v.string() }),
 ]);
