@@ -25,6 +25,8 @@ import type { FromWorker, ToWorker, WorkerSession, WorkerStart, WorkerStore, Wor
 /** A sleeper looks again at the latest after this time, so that a lost wake-up costs time, never a hang. */
 const WAIT_MS_MAX = 100;
 const POLL_MS = 5_000;
+/** What is answered, or has an effect, only when no request is in hand. */
+const END_OF_REQUESTS: ReadonlySet<ToWorker['type']> = new Set(['removeVolume', 'removeSession', 'sync', 'stop']);
 /** Requests served from one session before the others are looked at again. */
 const BURST = 16;
 /** Requests in a row after which a worker expects more of them. */
@@ -58,6 +60,8 @@ export class PoolWorker {
     (session) => this.#sessionEnded(session),
   );
   readonly #sideBySide = new SideBySide();
+  /** Messages that were taken in the middle of a request. */
+  readonly #later: ToWorker[] = [];
   #isDeep = false;
   #stopping = false;
 
@@ -131,13 +135,19 @@ export class PoolWorker {
     libc.fast.read(this.#start.wakeFd, this.#wakeBuffer.address, 8);
     // A message may take away what a request in hand needs.
     this.#batch.drain();
-    this.#drain();
+    for (const message of this.#later.splice(0)) this.#take(message);
+    this.#drain(false);
   }
 
-  #drain(): void {
+  /**
+   * Takes messages. `inRequest`: in the middle of one, which wants the store that it is told of. An answer that says that nothing
+   * is in hand any more has to wait then; its wake-up is still to come.
+   */
+  #drain(inRequest: boolean): void {
     for (let taken = receiveMessageOnPort(this.#port); taken !== undefined; taken = receiveMessageOnPort(this.#port)) {
       const message: ToWorker = taken.message;
-      this.#take(message);
+      if (inRequest && END_OF_REQUESTS.has(message.type)) this.#later.push(message);
+      else this.#take(message);
     }
   }
 
@@ -190,7 +200,7 @@ export class PoolWorker {
         wake: (word) => libc.futexWake(wordAddress(word), 0x7fff_ffff),
         attention: (cause) => this.#post({ type: 'attention', volumeId: config.id, cause }),
         refresh: () => {
-          if (memory.get(Word.GENERATION) !== volume.generation) this.#drain();
+          if (memory.get(Word.GENERATION) !== volume.generation) this.#drain(true);
         },
       }),
     };
