@@ -17,8 +17,14 @@
  * and takes it off. `covered` counts what the first missed and another did: as long as it equals the kernel's own count of the
  * first one's misses, nothing was missed.
  *
- * And not even that is believed: `sectors` counts what was seen to complete, and the kernel's statistics of the disk count the
- * same, in the same function. Kernels were met that do not run programs in the context of some process, and count no miss.
+ * And not even that is believed. Kernels were met that do not run programs in the context of some process, and count no miss. So a
+ * request is noted at block_rq_issue under its address, with its range, and the note goes when it is seen to complete: what is noted
+ * is under way or was missed, and whoever takes bits takes these ranges too. Requests are used again: a note that is there when
+ * the next one is issued is of one whose end was missed, and its range is marked before the note is overwritten. One program
+ * does for that: a request without a note is marked when it completes, and if that is missed too, it is a doubt.
+ *
+ * That is found by counting: `sectors` of what was seen to complete, `recovered` sectors of notes whose end was missed, and those that
+ * are still noted, against the kernel's statistics of the disk, which count in the same function that completes requests.
  */
 #include <linux/types.h>
 #include <linux/bpf.h>
@@ -38,7 +44,9 @@ struct request_queue {
 struct request {
 	struct request_queue *q;
 	unsigned int cmd_flags;
+	unsigned int __data_len;
 	__u64 __sector;
+	__u64 start_time_ns;
 } CORE;
 /* Before Linux 5.17. */
 struct request___old {
@@ -144,9 +152,11 @@ struct cpu {
 	__u64 covered;
 	/* That changed, of what was seen to complete: the kernel counts them too. */
 	__u64 sectors;
+	/* That changed, of requests whose end was not seen: known by their notes. */
+	__u64 recovered;
 	__u64 event[LEVELS];
 };
-_Static_assert(sizeof(struct cpu) == 24 + 8 * LEVELS, "the layout is fixed");
+_Static_assert(sizeof(struct cpu) == 32 + 8 * LEVELS, "the layout is fixed");
 
 /* Two for each processor: for events that complete, and for those that are queued. */
 struct {
@@ -169,6 +179,22 @@ struct {
 	__type(key, __u64);
 	__type(value, struct range);
 } bios SEC(".maps");
+
+struct note {
+	__u64 first;
+	/* What has not been seen to complete; 0: nothing. */
+	__u64 bytes;
+	/* When the request was allocated: tells one use of an address from the next, and not a request from itself when it is requeued. */
+	__u64 start;
+};
+
+/* Requests under way, by address, and those whose end was missed. When it is full, there is no note, and a missed end is a doubt. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, struct note);
+} requests SEC(".maps");
 
 #define COMPLETE 0
 #define QUEUE 1
@@ -277,10 +303,15 @@ static __always_inline int is_ours(struct gendisk *disk)
 	return disk && BPF_CORE_READ(disk, major) == disk_major && BPF_CORE_READ(disk, first_minor) == disk_minor;
 }
 
+static __always_inline int names_range(__u32 op)
+{
+	return op == OP_WRITE || op == OP_DISCARD || op == OP_SECURE_ERASE || op == OP_WRITE_ZEROES;
+}
+
 /* Whether the operation changes a range that it names. Counts what may change anything. */
 static __always_inline int changes_range(__u32 op, __u64 bytes)
 {
-	if (op == OP_WRITE || op == OP_DISCARD || op == OP_SECURE_ERASE || op == OP_WRITE_ZEROES)
+	if (names_range(op))
 		return 1;
 	if (op == OP_DRV_OUT || (op == OP_DRV_IN && strict_passthrough && !bytes))
 		__sync_fetch_and_add(&state.passthrough, 1);
@@ -289,20 +320,77 @@ static __always_inline int changes_range(__u32 op, __u64 bytes)
 	return 0;
 }
 
+static __always_inline int is_request_ours(struct request *rq)
+{
+	if (bpf_core_field_exists(struct request_queue, disk))
+		return is_ours(rq->q->disk);
+	return is_ours(BPF_CORE_READ((struct request___old *)rq, rq_disk));
+}
+
+/*
+ * Marks what was noted, of which `missed` bytes were not seen to complete. Who takes bits reads notes first, then marks: the mark
+ * is there before the note goes, for which the exchange is a barrier.
+ */
+static __always_inline void recover(struct cpu *cpu, struct note *note, __u64 missed)
+{
+	mark(note->first, note->bytes);
+	if (cpu)
+		__sync_fetch_and_add(&cpu->recovered, missed >> SECTOR_SHIFT);
+	__sync_lock_test_and_set(&note->bytes, 0);
+}
+
+static __always_inline void on_issue(struct request *rq)
+{
+	struct note now = { .first = rq->__sector, .bytes = rq->__data_len, .start = rq->start_time_ns };
+	__u64 key = (__u64)rq;
+	struct note *note;
+
+	if (!names_range(rq->cmd_flags & OP_MASK) || !is_request_ours(rq))
+		return;
+	note = bpf_map_lookup_elem(&requests, &key);
+	/* Requeued, it has not completed, but it may be another range now. */
+	if (note && note->bytes)
+		recover(this_cpu(COMPLETE), note, note->start == now.start ? 0 : note->bytes);
+	bpf_map_update_elem(&requests, &key, &now, BPF_ANY);
+}
+
 static __always_inline void on_request(struct cpu *cpu, struct request *rq, unsigned int bytes)
 {
-	struct gendisk *disk;
+	__u64 key = (__u64)rq, rest = rq->__data_len;
+	struct note *note;
 
-	if (bpf_core_field_exists(struct request_queue, disk))
-		disk = rq->q->disk;
-	else
-		disk = BPF_CORE_READ((struct request___old *)rq, rq_disk);
 	/* A failed write may have changed sectors: errors are not looked at. */
-	if (!is_ours(disk) || !changes_range(rq->cmd_flags & OP_MASK, bytes))
+	if (!is_request_ours(rq) || !changes_range(rq->cmd_flags & OP_MASK, bytes))
 		return;
 	if (cpu)
 		__sync_fetch_and_add(&cpu->sectors, bytes >> SECTOR_SHIFT);
 	mark(rq->__sector, bytes);
+	note = bpf_map_lookup_elem(&requests, &key);
+	if (!note)
+		return;
+	if (note->bytes) {
+		/* Either this request, which may have completed in part before; or one before it, whose end and this one's beginning were missed. */
+		int is_same = note->start == rq->start_time_ns && note->bytes >= rest &&
+			      note->first + (note->bytes >> SECTOR_SHIFT) == rq->__sector + (rest >> SECTOR_SHIFT);
+
+		if (!is_same)
+			recover(cpu, note, note->bytes);
+		else if (note->bytes > rest)
+			recover(cpu, note, note->bytes - rest);
+	}
+	if (bytes < rest) {
+		struct note now = {
+			.first = rq->__sector + (bytes >> SECTOR_SHIFT),
+			.bytes = rest - bytes,
+			.start = rq->start_time_ns,
+		};
+
+		bpf_map_update_elem(&requests, &key, &now, BPF_ANY);
+		return;
+	}
+	/* Were it not removed, it would say nothing. */
+	note->bytes = 0;
+	bpf_map_delete_elem(&requests, &key);
 }
 
 static __always_inline void on_bio_queue(struct bio *bio)
@@ -334,7 +422,7 @@ static __always_inline void on_bio_complete(struct bio *bio)
 		return;
 	/* Queued before tracking started: its range is used up, what it changed is not known. */
 	if (is_ours(BPF_CORE_READ(bio, bi_bdev, bd_disk)) &&
-	    (op == OP_WRITE || op == OP_DISCARD || op == OP_SECURE_ERASE || op == OP_WRITE_ZEROES))
+	    names_range(op))
 		__sync_fetch_and_add(&state.unknown_bio, 1);
 }
 
@@ -371,5 +459,11 @@ static __always_inline void on_bio_complete(struct bio *bio)
 THREE(request, "block_rq_complete", COMPLETE, rq, on_request(cpu, rq, bytes), struct request *rq, int error, unsigned int bytes)
 THREE(queue, "block_bio_queue", QUEUE, bio, on_bio_queue(bio), struct bio *bio)
 THREE(complete, "block_bio_complete", COMPLETE, bio, on_bio_complete(bio), struct request_queue *q, struct bio *bio)
+
+SEC("tp_btf/block_rq_issue") int BPF_PROG(issue, struct request *rq)
+{
+	on_issue(rq);
+	return 0;
+}
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

@@ -2,9 +2,11 @@
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, rmdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { removePins } from '../src/live/kernel-map.js';
-import { pinFolder, trackingFolder } from '../src/live/places.js';
+import koffi from 'koffi';
+import { KernelMap } from '../src/live/kernel-map.js';
+import { pinFolder, removePins, trackingFolder } from '../src/live/places.js';
 import { examineTracking } from '../src/live/support.js';
+import { mapPinnedArray, openPinned } from '../src/sys/bpf.js';
 import * as libc from '../src/sys/libc.js';
 import { CANNOT, type Lab, run, succeeds } from './lab.js';
 
@@ -28,6 +30,98 @@ export function trackerPlace(lab: Lab): string {
     await succeeds('umount', '-q', '--lazy', trackingFolder(runDir));
   });
   return runDir;
+}
+
+/** Pins of the one disk that is tracked in a run directory. */
+export function pinsOf(runDir: string): string {
+  const [name, ...others] = readdirSync(pinFolder(runDir));
+  if (name === undefined || others.length > 0) throw new Error(`not one disk: ${[name, ...others].join(', ')}`);
+  return join(pinFolder(runDir), name);
+}
+
+/** Blocks that the kernel has notes of. Where no write is under way: those whose end it did not show to the tracker. */
+export function notedBlocks(runDir: string): number[] {
+  const map = KernelMap.open(pinsOf(runDir));
+  if (!(map instanceof KernelMap)) throw new Error(map.reason);
+  const notes = map.notes();
+  map.close();
+  const perBlock = BLOCK / 512;
+  return notes.flatMap(({ first, count }) =>
+    Array.from(
+      { length: Math.ceil((first + count) / perBlock) - Math.floor(first / perBlock) },
+      (_, i) => Math.floor(first / perBlock) + i,
+    ),
+  );
+}
+
+/** `struct cpu`: 20 words, two for each processor, of which the first counts what completes. */
+const CPU_WORDS = 20;
+const SECTORS_WORD = 2;
+const RECOVERED_WORD = 3;
+
+/** Sectors whose end was missed, and that were known by their notes. */
+export function recoveredSectors(runDir: string): number {
+  return withCpus(runDir, (words) => {
+    let sum = 0;
+    for (let at = RECOVERED_WORD; at < words.length; at += 2 * CPU_WORDS) sum += Number(words[at]);
+    return sum;
+  });
+}
+
+/** What was missed, in words. */
+export function recovered(runDir: string): string {
+  return `${recoveredSectors(runDir)} sectors recovered, ${notedBlocks(runDir).length} blocks noted`;
+}
+
+/** As if the tracker had not been run when this many sectors completed: fewer than it saw. Below 0: as if it had. */
+export function forgetSectors(runDir: string, count: number): void {
+  withCpus(runDir, (words) => {
+    let rest = BigInt(count);
+    for (let at = SECTORS_WORD; at < words.length; at += 2 * CPU_WORDS) {
+      const seen = words[at] ?? 0n;
+      const part = rest < seen ? rest : seen;
+      Atomics.sub(words, at, part);
+      rest -= part;
+    }
+    if (rest !== 0n) throw new Error(`${rest} sectors more than were seen`);
+  });
+}
+
+function withCpus<T>(runDir: string, action: (words: BigUint64Array<ArrayBufferLike>) => T): T {
+  const cpus = mapPinnedArray(join(pinsOf(runDir), 'map_cpus'));
+  if (cpus === undefined) throw new Error('the map of processors is not pinned');
+  const count = Math.floor(cpus.bytes.byteLength / (16 * CPU_WORDS)) * 2 * CPU_WORDS;
+  try {
+    return action(new BigUint64Array(cpus.bytes, 0, count));
+  } finally {
+    libc.unmap(cpus);
+  }
+}
+
+/** Leaves a note in the kernel, as of a request at this address that it was not shown the end of. */
+export function plantNote(runDir: string, address: bigint, note: { first: number; count: number }): void {
+  const fd = openPinned(join(pinsOf(runDir), 'map_requests'));
+  if (fd === undefined) throw new Error('the map of requests is not pinned');
+  try {
+    const update = koffi
+      .load('libbpf.so.1')
+      .func('bpf_map_update_elem', 'int', ['int', koffi.pointer('uint64_t'), koffi.pointer('uint64_t'), 'uint64_t']);
+    const perBlock = BLOCK / 512;
+    const value = new BigUint64Array([BigInt(note.first * perBlock), BigInt(note.count * BLOCK), 1n]);
+    const result: number = update(fd, new BigUint64Array([address]), value, 0);
+    if (result !== 0) throw new Error(`bpf_map_update_elem: ${result}`);
+  } finally {
+    libc.close(fd);
+  }
+}
+
+/** Addresses of the requests that the kernel has notes of now. */
+export function notedAddresses(runDir: string): bigint[] {
+  const map = KernelMap.open(pinsOf(runDir));
+  if (!(map instanceof KernelMap)) throw new Error(map.reason);
+  const notes = map.notes();
+  map.close();
+  return notes.map(({ key }) => BigInt(key.split(' ')[0] ?? ''));
 }
 
 /** A loop device over a sparse file of its own. */

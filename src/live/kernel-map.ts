@@ -7,14 +7,16 @@
  * links first, which detaches the programs.
  */
 import { randomBytes } from 'node:crypto';
-import { mkdirSync, readdirSync, readFileSync, rmdirSync, unlinkSync } from 'node:fs';
+import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { BpfObject, mapPinnedArray, openPinned, recursionMisses } from '../sys/bpf.js';
+import { BpfObject, mapPinnedArray, openPinned, readHash, recursionMisses } from '../sys/bpf.js';
 import { assert } from '../sys/errors.js';
 import { close, type Mapping, unmap } from '../sys/libc.js';
 import { BLOCK_BYTES } from './bitmap.js';
 import type { DeviceView, DiskKind } from './device-view.js';
+import { pause } from './pause.js';
+import { type Note, type Reading, sectorDoubt, surplusAtStart } from './sector-account.js';
 
 /** From `dist/src/live`, and in the npm package as in the repository. */
 export const OBJECT_PATH = fileURLToPath(new URL('../../../bpf/tracker.bpf.o', import.meta.url));
@@ -26,7 +28,7 @@ const PAGE_WORDS = PAGE_BYTES / 4;
 
 const MAGIC = 0x4257_4f43;
 /** Of `struct state`, `struct cpu` and what the maps mean. A later Cowbird that changes them has another number. */
-const LAYOUT = 1;
+const LAYOUT = 2;
 const KINDS = ['request', 'bio'] as const satisfies DiskKind[];
 
 /** Offsets in `struct state`. */
@@ -59,23 +61,32 @@ const COUNTERS = [
   'a processor that was not there when tracking started',
 ] as const;
 
-/** `struct cpu`, in 64-bit words: depth, covered, sectors, 16 events. */
-const CPU_WORDS = 19;
+/** `struct cpu`, in 64-bit words: depth, covered, sectors, recovered, 16 events. */
+const CPU_WORDS = 20;
 const COVERED_WORD = 1;
 const SECTORS_WORD = 2;
-/** In the `stat` file of a disk in sysfs: sectors written, and discarded. */
-const STAT_FIELDS = [6, 13] as const;
+const RECOVERED_WORD = 3;
+/** In the `stat` file of a disk in sysfs: sectors written, and discarded; writes, discards and flushes that are over. */
+const SECTOR_FIELDS = [6, 13] as const;
+const ENDED_FIELDS = [4, 11, 15] as const;
+/** `struct note`: first sector, bytes, start. */
+const NOTE_BYTES = 24;
 const COMPLETE = 0;
 const QUEUE = 1;
 
 const PROGRAMS = { request: ['request'], bio: ['complete', 'queue'] } as const satisfies Record<DiskKind, string[]>;
-const ALL_TRIPLES = ['request', 'queue', 'complete'] as const;
 const STEPS = [1, 2, 3] as const;
 const programsOf = (triple: string): string[] => STEPS.map((step) => `${triple}_${step}`);
+/** Programs that may be missed: what they do not note, the triples see. */
+const SINGLES = { request: ['issue'], bio: [] } as const satisfies Record<DiskKind, string[]>;
+const NOTES = { request: 'requests', bio: 'bios' } as const satisfies Record<DiskKind, string>;
+/** All programs of a disk, those that see first: what was noted before they did would never end. */
+const allProgramsOf = (kind: DiskKind): string[] => [...PROGRAMS[kind].flatMap(programsOf), ...SINGLES[kind]];
 
 /** In `summary`, where the programs only ever write 1. */
 const BEING_READ = 2;
 
+const SECTOR_BYTES = 512;
 const MISS_ATTEMPTS = 20;
 
 /** What the counters said when a user began to rely on the map. */
@@ -96,7 +107,8 @@ export class KernelMap {
   readonly #summary: Uint32Array;
   readonly #counters: BigUint64Array;
   readonly #cpus: BigUint64Array;
-  readonly #statPath: string;
+  readonly #diskFolder: string;
+  readonly #notesFd: number | undefined;
 
   private constructor(opened: Opened) {
     const { state, mappings } = opened;
@@ -114,10 +126,11 @@ export class KernelMap {
     this.#summary = new Uint32Array(opened.summary.bytes);
     this.#counters = new BigUint64Array(state.bytes, STATE.counters, COUNTERS.length);
     this.#cpus = new BigUint64Array(opened.cpus.bytes, 0, view.getUint32(STATE.cpus, true) * 2 * CPU_WORDS);
-    this.#statPath = join('/sys/block', this.device.split(' ')[0] ?? '', 'stat');
+    this.#diskFolder = join('/sys/block', this.device.split(' ')[0] ?? '');
     this.#mappings = mappings;
     this.#programFds = opened.programFds;
     this.#linkFds = opened.linkFds;
+    this.#notesFd = opened.notesFd;
   }
 
   /** Loads the programs for a disk and starts them. `folder` is in bpffs, and not there yet. */
@@ -138,16 +151,17 @@ export class KernelMap {
         ['cpus', cpus * 2],
       ],
       leftOut: {
-        programs: ALL_TRIPLES.filter((triple) => !triples.includes(triple)).flatMap(programsOf),
-        maps: disk.kind === 'request' ? ['bios'] : [],
+        programs: KINDS.filter((kind) => kind !== disk.kind).flatMap(allProgramsOf),
+        maps: KINDS.filter((kind) => kind !== disk.kind).map((kind) => NOTES[kind]),
       },
     });
     try {
       mkdirSync(folder, { recursive: true, mode: 0o700 });
       for (const name of MAPS) object.pinMap(name, join(folder, pinName(name)));
+      if (disk.kind === 'request') object.pinMap(NOTES.request, join(folder, pinName(NOTES.request)));
       for (const triple of triples) object.pinProgram(`${triple}_1`, join(folder, `program_${triple}`));
       describe(folder, disk, { words, cpus, blockCount });
-      for (const name of triples.flatMap(programsOf)) object.attach(name, join(folder, `link_${name}`));
+      for (const name of allProgramsOf(disk.kind)) object.attach(name, join(folder, `link_${name}`));
       setReady(folder);
     } finally {
       object.close();
@@ -200,9 +214,26 @@ export class KernelMap {
     for (const [i, word] of seen.entries()) if (word !== 0) Atomics.and(this.#words, at + i, ~word);
   }
 
+  /**
+   * Where requests write that are under way, or whose end was missed: may change, or may have. To be asked before the pages are
+   * read: a note is marked before it goes.
+   */
+  notes(): Note[] {
+    const notes: Note[] = [];
+    if (this.#notesFd === undefined) return notes;
+    readHash(this.#notesFd, 8, NOTE_BYTES, (key, value) => {
+      const count = Number(value.getBigUint64(8, true)) / SECTOR_BYTES;
+      if (count === 0) return;
+      const name = `${key.getBigUint64(0, true)} ${value.getBigUint64(16, true)}`;
+      notes.push({ key: name, first: Number(value.getBigUint64(0, true)), count });
+    });
+    return notes;
+  }
+
   baseline(): Baseline {
     const unseen = this.#programFds.map((_, i) => this.#unseen(i, 0));
-    return [...this.#counters].map(Number).concat(unseen, this.#surplus(Number.NEGATIVE_INFINITY).sectors);
+    const surplus = this.kind === 'bio' ? 0 : surplusAtStart(() => this.#readSectors());
+    return [...this.#counters].map(Number).concat(unseen, surplus);
   }
 
   /** What happened since a baseline after which the map cannot be trusted. */
@@ -214,16 +245,13 @@ export class KernelMap {
       if (unseen !== before)
         return `the kernel did not run the tracker for ${unseen - before} requests (recursion_misses)`;
     }
-    const before = baseline.at(-1) ?? 0;
-    const { sectors, isExact } = this.#surplus(before);
-    if (sectors < before)
-      return `the kernel finished writes of ${before - sectors} sectors without running the tracker for them`;
-    const isUncounted = isExact && sectors > before;
-    return isUncounted ? 'the kernel does not count all sectors that are written (queue/iostats)' : undefined;
+    // Disks without requests count as they like.
+    return this.kind === 'bio' ? undefined : sectorDoubt(() => this.#readSectors(), baseline.at(-1) ?? 0);
   }
 
   close(): void {
     for (const fd of [...this.#programFds, ...this.#linkFds]) close(fd);
+    if (this.#notesFd !== undefined) close(this.#notesFd);
     for (const mapping of this.#mappings) unmap(mapping);
   }
 
@@ -245,27 +273,26 @@ export class KernelMap {
     return least;
   }
 
-  /**
-   * Sectors that the tracker saw change, without those that the kernel's statistics of the disk know of. That is the same at
-   * every moment but for what completes meanwhile: the tracker counts first, so what is read while events go on is too much, never
-   * too little. It is read again until it is no more than what was `expected`, and it is exact when nothing completed meanwhile.
-   * Disks without requests count as they like: always 0.
-   */
-  #surplus(expected: number): { sectors: number; isExact: boolean } {
-    let sectors = this.kind === 'bio' ? 0 : Number.POSITIVE_INFINITY;
-    let isExact = false;
-    for (let attempt = 0; attempt < MISS_ATTEMPTS && this.kind === 'request' && sectors > expected; attempt++) {
-      if (attempt > 0) pause(1);
-      const counted = this.#countedByKernel();
-      sectors = Math.min(sectors, this.#sum(COMPLETE, SECTORS_WORD) - counted);
-      isExact ||= counted === this.#countedByKernel();
-    }
-    return { sectors, isExact };
+  /** Undefined when something completed meanwhile. */
+  #readSectors(): Reading | undefined {
+    const before = this.#numbersOf('stat');
+    const seen = this.#seen();
+    const notes = this.notes();
+    const underWay = this.#numbersOf('inflight')[1] ?? 0;
+    const seenAfter = this.#seen();
+    const after = this.#numbersOf('stat');
+    const isSteady = [...SECTOR_FIELDS, ...ENDED_FIELDS].every((field) => before[field] === after[field]);
+    if (!isSteady || seen !== seenAfter) return undefined;
+    const counted = SECTOR_FIELDS.reduce((sum, field) => sum + (before[field] ?? 0), 0);
+    return { counted, underWay, seen, notes };
   }
 
-  #countedByKernel(): number {
-    const fields = readFileSync(this.#statPath, 'utf8').trim().split(/\s+/);
-    return STAT_FIELDS.reduce((sum, field) => sum + Number(fields[field] ?? 0), 0);
+  #seen(): number {
+    return this.#sum(COMPLETE, SECTORS_WORD) + this.#sum(COMPLETE, RECOVERED_WORD);
+  }
+
+  #numbersOf(name: 'stat' | 'inflight'): number[] {
+    return readFileSync(join(this.#diskFolder, name), 'utf8').trim().split(/\s+/).map(Number);
   }
 
   #sum(kind: number, word: number): number {
@@ -287,6 +314,7 @@ interface Opened {
   mappings: Mapping[];
   programFds: number[];
   linkFds: number[];
+  notesFd: number | undefined;
 }
 
 const GONE = 'the map of changed blocks is not in the kernel any more';
@@ -315,14 +343,16 @@ function openPins(folder: string): Opened | { reason: string } {
   if (view.getUint32(STATE.magic, true) !== MAGIC || view.getUint32(STATE.layout, true) !== LAYOUT)
     return giveUp('the map in the kernel was made by a version of Cowbird that this one does not know');
   if (view.getUint32(STATE.ready, true) !== 1) return giveUp('tracking was not started completely');
-  const triples = PROGRAMS[KINDS[view.getUint32(STATE.kind, true)] ?? 'bio'];
+  const kind = KINDS[view.getUint32(STATE.kind, true)] ?? 'bio';
+  const triples = PROGRAMS[kind];
   // A descriptor of its link keeps a program attached, whoever removes the pin.
   const isWhole =
-    triples.every((triple) => open(`program_${triple}`)) &&
-    triples.flatMap(programsOf).every((name) => open(`link_${name}`));
+    triples.every((triple) => open(`program_${triple}`)) && allProgramsOf(kind).every((name) => open(`link_${name}`));
   if (!isWhole) return giveUp(GONE);
+  const notesFd = kind === 'request' ? openPinned(join(folder, pinName(NOTES.request))) : undefined;
+  if (kind === 'request' && notesFd === undefined) return giveUp(GONE);
   const programFds = fds.slice(0, triples.length);
-  return { state, dirty, summary, cpus, mappings, programFds, linkFds: fds.slice(triples.length) };
+  return { state, dirty, summary, cpus, mappings, programFds, linkFds: fds.slice(triples.length), notesFd };
 }
 
 /** Writes what the map is, so that it can be read by whoever finds the pins. */
@@ -357,34 +387,8 @@ function setReady(folder: string): void {
   unmap(state);
 }
 
-/** Ends tracking: removes pins, links first. What is not there is no error. */
-export function removePins(folder: string): void {
-  let names: string[];
-  try {
-    names = readdirSync(folder);
-  } catch (error) {
-    if (isMissing(error)) return;
-    throw error;
-  }
-  const isLink = (name: string): boolean => name.startsWith('link_');
-  for (const name of [...names.filter(isLink), ...names.filter((other) => !isLink(other))])
-    unlinkSync(join(folder, name));
-  rmdirSync(folder);
-}
-
-function isMissing(error: unknown): boolean {
-  return error instanceof Error && 'code' in error && error.code === 'ENOENT';
-}
-
 /** Processors that can ever be there: their numbers are below this. */
 function possibleCpus(): number {
   const last = /(\d+)\s*$/.exec(readFileSync('/sys/devices/system/cpu/possible', 'utf8'))?.[1] ?? '0';
   return Number(last) + 1;
-}
-
-const clock = new Int32Array(new SharedArrayBuffer(4));
-
-/** Waits without a turn of the event loop. */
-export function pause(timeMs: number): void {
-  Atomics.wait(clock, 0, 0, timeMs);
 }

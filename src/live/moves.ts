@@ -1,13 +1,16 @@
 /** Bits on their way: from the kernel's map of a disk to its users, and from the disk's blocks to those of a partition. */
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
-import { BLOCK_BYTES, type BlockBitmap, countBits } from './bitmap.js';
+import { BLOCK_BYTES, BlockBitmap, countBits } from './bitmap.js';
 import { type DeviceView, diskBlocks, isUnaligned } from './device-view.js';
 import { type KernelMap, PAGE_BLOCKS, PAGE_BYTES } from './kernel-map.js';
 import { pinFolder, trackingFolder } from './places.js';
-import { openPending, type PageRange } from './user-set.js';
+import type { Note } from './sector-account.js';
+import { openPending, type PageRange, type PendingUser } from './user-set.js';
 
 const BITS_PER_WORD = 32;
+const SECTORS_PER_BLOCK = BLOCK_BYTES / 512;
+
 /** Where a disk's files are. */
 export class DiskPlaces {
   readonly folder: string;
@@ -36,10 +39,12 @@ export function distribute(map: KernelMap, places: DiskPlaces): void {
   const users = openPending(places.folder, map.mapId, map.pageCount);
   try {
     const seen = new Uint32Array(PAGE_BYTES / 4);
+    // Notes first: one that goes meanwhile has left its mark, which then is read.
+    for (const note of map.notes()) addNote(note, users);
     for (let page = 0; page < map.pageCount; page++) {
       if (!map.beginPage(page)) continue;
       if (map.readPage(page, seen)) {
-        for (const { first, count, file } of users) if (page >= first && page < first + count) file.add(page, seen);
+        addToUsers(users, page, seen);
         map.clearPage(page, seen);
       }
       map.endPage(page);
@@ -47,6 +52,23 @@ export function distribute(map: KernelMap, places: DiskPlaces): void {
   } finally {
     for (const { file } of users) file.close();
   }
+}
+
+/** A note stays in the kernel: it may be of a write whose end was missed, and then counts for every version. */
+function addNote({ first, count }: Note, users: readonly PendingUser[]): void {
+  const firstBlock = Math.floor(first / SECTORS_PER_BLOCK);
+  const lastBlock = Math.ceil((first + count) / SECTORS_PER_BLOCK) - 1;
+  for (let page = Math.floor(firstBlock / PAGE_BLOCKS); page * PAGE_BLOCKS <= lastBlock; page++) {
+    const start = page * PAGE_BLOCKS;
+    const bits = new BlockBitmap(PAGE_BLOCKS);
+    const from = Math.max(firstBlock - start, 0);
+    bits.setRange(from, Math.min(lastBlock - start, PAGE_BLOCKS - 1) - from + 1);
+    addToUsers(users, page, bits.words);
+  }
+}
+
+function addToUsers(users: readonly PendingUser[], page: number, bits: Uint32Array): void {
+  for (const { first, count, file } of users) if (page >= first && page < first + count) file.add(page, bits);
 }
 
 /** Adds a page of the disk's bits to a view's; returns how many are new. Blocks of others are left out. */

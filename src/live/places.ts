@@ -15,6 +15,7 @@ import {
   mkdirSync,
   openSync,
   readdirSync,
+  rmdirSync,
   rmSync,
   statfsSync,
   statSync,
@@ -23,7 +24,7 @@ import {
 import { dirname, join } from 'node:path';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import { LOCK_EX, mount, tryFlock, umount } from '../sys/libc.js';
-import { pause } from './kernel-map.js';
+import { pause } from './pause.js';
 
 const BPFFS = '/sys/fs/bpf';
 /** statfs(2) */
@@ -43,6 +44,21 @@ export function pinFolder(runDir: string): string {
     .slice(-60);
   const digest = createHash('sha256').update(runDir).digest('hex').slice(0, 8);
   return join(BPFFS, 'cowbird', runDir === '/run/cowbird' ? 'run_cowbird' : `${name}_${digest}`);
+}
+
+/** Ends tracking: removes pins, links first. What is not there is no error. */
+export function removePins(folder: string): void {
+  let names: string[];
+  try {
+    names = readdirSync(folder);
+  } catch (error) {
+    if (errnoOfError(error) === ENOENT) return;
+    throw error;
+  }
+  const isLink = (name: string): boolean => name.startsWith('link_');
+  for (const name of [...names.filter(isLink), ...names.filter((other) => !isLink(other))])
+    unlinkSync(join(folder, name));
+  rmdirSync(folder);
 }
 
 export function trackingFolder(runDir: string): string {

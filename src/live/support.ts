@@ -6,6 +6,7 @@ import { CowbirdError, messageOf } from '../sys/errors.js';
 
 /** bpf_loop(). */
 const KERNEL = [5, 17] as const;
+const TRACEPOINTS = ['block_rq_issue', 'block_rq_complete', 'block_bio_queue', 'block_bio_complete'];
 const CAP_SYS_ADMIN = 21n;
 const LOCKDOWN = '/sys/kernel/security/lockdown';
 
@@ -51,9 +52,7 @@ function thisMachine(): Machine {
 
 function tracepointProblem(): string | undefined {
   try {
-    const missing = ['block_rq_complete', 'block_bio_queue', 'block_bio_complete'].filter(
-      (name) => !hasTypedTracepoint(name),
-    );
+    const missing = TRACEPOINTS.filter((name) => !hasTypedTracepoint(name));
     return missing.length === 0 ? undefined : `no ${missing.join(', ')}`;
   } catch (error) {
     return messageOf(error);

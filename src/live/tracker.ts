@@ -9,8 +9,9 @@ import { libbpfProblem } from '../sys/bpf.js';
 import { CowbirdError, messageOf } from '../sys/errors.js';
 import { BLOCK_BYTES, BlockBitmap } from './bitmap.js';
 import { type DeviceView, viewOf, viewOfNumber, whyUntrackable, writesUnderWay } from './device-view.js';
-import { KernelMap, pause, removePins } from './kernel-map.js';
+import { KernelMap } from './kernel-map.js';
 import { addPage, DiskPlaces, distribute, pagesOf } from './moves.js';
+import { pause } from './pause.js';
 import {
   ensureBpffs,
   ensureTrackingFolder,
@@ -18,6 +19,7 @@ import {
   isThere,
   pinFolder,
   removeEmptyPlaces,
+  removePins,
   trackingFolder,
   tryLockFile,
   withLock,

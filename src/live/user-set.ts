@@ -152,12 +152,13 @@ export interface PageRange {
 
 const PENDING = /^pending-([0-9a-f]+)-(\d+)-(\d+)$/;
 
+/** A user's pending bits, opened. */
+export interface PendingUser extends PageRange {
+  file: PageFile;
+}
+
 /** The pending files of every user of a disk who goes by the same map. */
-export function openPending(
-  diskFolder: string,
-  mapId: string,
-  pageCount: number,
-): Array<PageRange & { file: PageFile }> {
+export function openPending(diskFolder: string, mapId: string, pageCount: number): PendingUser[] {
   return readdirSync(diskFolder).flatMap((user) =>
     readdirSync(join(diskFolder, user)).flatMap((name) => {
       const [, map, first, count] = PENDING.exec(name) ?? [];
