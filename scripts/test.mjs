@@ -1,7 +1,7 @@
 /**
- * `npm test`: set-up, then every compiled test. Tests beside the sources run two at a time, and so do those that have a machine of
- * their own; whole-system tests (`test/`), which own loop devices and mounts, one after another. Arguments choose files by a
- * part of their path (`npm test -- src/cow test/attach`); what begins with `-` goes to Node (`--test-name-pattern=clean`).
+ * `npm test`: set-up, then every compiled test, two files at a time; whole-system tests (`test/`), which own loop devices and
+ * mounts, one after another, with those beside them that have a machine of their own. Arguments choose files by a part of their
+ * path (`npm test -- src/cow test/attach`); what begins with `-` goes to Node (`--test-name-pattern=clean`).
  *
  * On a signal Node's runner sends SIGTERM to its test files and ends at once, while they are still unmounting. So all of them are
  * in a process group of their own, away from the terminal: only the runner gets the signal, and the whole group is waited for.
@@ -18,12 +18,11 @@ import { readTotals } from './test-reporter.mjs';
 const DIST = join(ROOT, 'dist');
 const GROUPS = [
   { folder: 'src', concurrency: 2, timeoutMs: 120_000 },
-  // Guests and simulated disks: nothing of this machine is shared.
-  { folder: 'test', isOwn: true, concurrency: 2, timeoutMs: 300_000 },
-  { folder: 'test', isOwn: false, concurrency: 1, timeoutMs: 300_000 },
+  // Those that have loop devices and mounts wait for each other (`test/lab.ts`), also for those of another run.
+  { folder: 'test', concurrency: 2, timeoutMs: 600_000 },
 ];
-/** Whole-system tests that have a system of their own. */
-const OWN_SYSTEM = ['test/simulator.test.js', 'test/vm.test.js', 'test/vm-root.test.js'];
+/** Whole-system tests with a machine of their own: they run beside the others. */
+const OWN_MACHINE = ['test/vm.test.js', 'test/vm-root.test.js', 'test/simulator.test.js'];
 /** Runs what takes too long for every change instead: `npm run test:long`. */
 const LONG = '--long';
 const LONG_TIMEOUT_MS = 4 * 3_600_000;
@@ -37,6 +36,14 @@ function testFiles(folder, ending) {
   if (!existsSync(join(DIST, folder))) return [];
   const names = readdirSync(join(DIST, folder), { recursive: true }).filter((name) => name.endsWith(ending));
   return names.sort().map((name) => join(folder, name));
+}
+
+/** Has those with a machine of their own evenly among the others, so that one of them is always beside one of those. */
+function spread(files) {
+  const own = files.filter((file) => OWN_MACHINE.includes(file));
+  const others = files.filter((file) => !OWN_MACHINE.includes(file));
+  const share = Math.ceil(others.length / Math.max(1, own.length));
+  return own.length === 0 ? files : own.flatMap((file, i) => [file, ...others.slice(i * share, (i + 1) * share)]);
 }
 
 /** What a person writes to choose a test, as a part of the path of its compiled file. */
@@ -142,12 +149,10 @@ export async function main(args) {
   const parts = args.filter((arg) => !arg.startsWith('-')).map(asCompiled);
   const isChosen = (file) => parts.length === 0 || parts.some((part) => file.includes(part));
   const ending = isLong ? '.long.js' : '.test.js';
-  const groups = GROUPS.map(({ timeoutMs, isOwn, ...group }) => ({
+  const groups = GROUPS.map(({ timeoutMs, ...group }) => ({
     ...group,
     timeoutMs: isLong ? LONG_TIMEOUT_MS : timeoutMs,
-    files: testFiles(group.folder, ending)
-      .filter(isChosen)
-      .filter((file) => isOwn === undefined || isOwn === OWN_SYSTEM.includes(file)),
+    files: spread(testFiles(group.folder, ending).filter(isChosen)),
   }));
   const chosen = groups.filter((group) => group.files.length > 0);
   if (chosen.length === 0) {

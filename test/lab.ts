@@ -22,6 +22,7 @@ import type { TestContext } from 'node:test';
 import { cleanUpStale } from '../src/engine/stale.js';
 import * as cowbird from '../src/index.js';
 import { DirectReader } from '../src/sys/direct-reader.js';
+import { LOCK_EX, tryFlock } from '../src/sys/libc.js';
 
 const COMMAND_TIMEOUT_MS = 30_000;
 export const MIB = 1_048_576;
@@ -65,6 +66,22 @@ export async function until(what: string, isSo: () => Promise<boolean> | boolean
 const labs = new Set<Lab>();
 let labCount = 0;
 
+const LOCK_PATH = join(tmpdir(), 'cowbird-test.lock');
+const LOCK_LOOK_MS = 50;
+let isAlone = false;
+
+/**
+ * Waits until no other process has a laboratory: minors, names under /dev and the machine's time belong to one at a time. Given
+ * back by the end of the process, whatever that is. Tests with a machine of their own run beside.
+ */
+function beAlone(): void {
+  if (isAlone) return;
+  const fd = openSync(LOCK_PATH, 'a', 0o600);
+  const word = new Int32Array(new SharedArrayBuffer(4));
+  while (!tryFlock(fd, LOCK_EX)) Atomics.wait(word, 0, 0, LOCK_LOOK_MS);
+  isAlone = true;
+}
+
 // The runner ends test files with SIGTERM, also after Ctrl-C: what they put up is taken down first.
 process.once('SIGTERM', () => {
   void Promise.all([...labs].map((lab) => lab.takeDown())).finally(() => process.exit(143));
@@ -80,6 +97,7 @@ export class Lab {
 
   /** `env`: more of the daemon's environment. */
   constructor(t: TestContext, env: NodeJS.ProcessEnv = {}) {
+    beAlone();
     labs.add(this);
     this.env = {
       ...process.env,
