@@ -322,8 +322,13 @@ static __always_inline int changes_range(__u32 op, __u64 bytes)
 
 static __always_inline int is_request_ours(struct request *rq)
 {
-	if (bpf_core_field_exists(struct request_queue, disk))
-		return is_ours(rq->q->disk);
+	struct gendisk *disk;
+
+	/* Read without a helper: this is done for every request of every disk. */
+	if (bpf_core_field_exists(struct request_queue, disk)) {
+		disk = rq->q->disk;
+		return disk && disk->major == disk_major && disk->first_minor == disk_minor;
+	}
 	return is_ours(BPF_CORE_READ((struct request___old *)rq, rq_disk));
 }
 

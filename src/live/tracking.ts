@@ -42,7 +42,7 @@ export interface LiveTracking {
   readonly next: ContinuityToken;
   /**
    * Adds to `into` every block that may have changed since the last `take`; the first one also gives what changed since
-   * {@link token}'s version. Returns how many of them were not set in `into`. May be called while the file system is frozen: it
+   * {@link token}'s version. What is being written now is added too, and stays to be added. Returns how many of them were not set in `into`. May be called while the file system is frozen: it
    * touches nothing but kernel memory and files on a tmpfs, and no lock that somebody holds who could wait for the file system.
    */
   take(into: BlockBitmap): number;
