@@ -198,9 +198,13 @@ for (const name of ['uncaughtException', 'unhandledRejection'] as const) {
 }
 
 main().catch((error: unknown) => {
-  log.fatal(messageOf(error));
-  const report = process.env['COWBIRD_START_ERROR'];
   const runsAlready = error instanceof CowbirdError && error.code === 'EBUSY';
-  if (report !== undefined && !runsAlready) writeFileSync(report, messageOf(error));
-  process.exit(runsAlready ? EXIT_RUNS_ALREADY : 1);
+  try {
+    log.fatal(messageOf(error));
+    const report = process.env['COWBIRD_START_ERROR'];
+    if (report !== undefined && !runsAlready) writeFileSync(report, messageOf(error));
+  } finally {
+    // Whatever cannot be told: one that stayed would start engines for ever, and nobody could reach it.
+    process.exit(runsAlready ? EXIT_RUNS_ALREADY : 1);
+  }
 });
