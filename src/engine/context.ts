@@ -79,12 +79,8 @@ export class Mutex {
 }
 
 /** A helper for the length of an action. */
-export async function withHelper<T>(
-  context: EngineContext,
-  fds: number[],
-  action: (helper: HelperSession) => Promise<T>,
-): Promise<T> {
-  const helper = await context.keeper.helper(fds);
+export async function withHelper<T>(context: EngineContext, action: (helper: HelperSession) => Promise<T>): Promise<T> {
+  const helper = await context.keeper.helper();
   try {
     return await action(helper);
   } finally {

@@ -13,7 +13,6 @@ import { type Opener, openersOf, ownMounts } from '../sys/mounts.js';
 import { type EngineContext, makeLink, removeLink, type Undo, withHelper } from './context.js';
 import { failPoint } from './fail-points.js';
 import type { DeviceRecord } from './records.js';
-import { HELPER_FD_FIRST } from './services.js';
 
 const OPENERS_WAIT_MS = 2_000;
 const RELEASE_WAIT_MS = 5_000;
@@ -42,11 +41,11 @@ export async function openDevice(
   undo.add('close the duplicate', () => libc.close(fd));
   const target = join(paths.fuseDir, options.id);
   const record: DeviceRecord = { id: options.id, fuseFd, target, node: '', links: options.links };
-  await withHelper(context, [fuseFd], async (helper) => {
-    await helper.call('mountFuse', { target, fuseFd: HELPER_FD_FIRST });
+  await withHelper(context, async (helper) => {
+    await helper.call('mountFuse', { target, fuseFd });
     failPoint('fuse-mounted');
     undo.add('unmount the FUSE file', () =>
-      withHelper(context, [], (other) => other.call('umount', { target, lazy: true })),
+      withHelper(context, (other) => other.call('umount', { target, lazy: true })),
     );
     options.serve(fd);
     undo.add('end the session', () => context.pool.removeSession(options.id));
@@ -77,7 +76,7 @@ export async function closeDevice(context: EngineContext, device: DeviceRecord, 
   if (isBoundTo(device)) await releaseNode(context, device.node);
   failPoint('loop-released');
   if (isMounted(device))
-    await withHelper(context, [], (helper) => helper.call('umount', { target: device.target, lazy: false }));
+    await withHelper(context, (helper) => helper.call('umount', { target: device.target, lazy: false }));
   failPoint('fuse-unmounted');
   await context.pool.removeSession(device.id);
   libc.close(fd);
@@ -104,7 +103,7 @@ export function restoreLinks(device: DeviceRecord): void {
 /** Takes a device that is still in use out of sight: it gives errors from then on, and ends with its last user. */
 export async function abandonDevice(context: EngineContext, device: DeviceRecord): Promise<void> {
   for (const link of device.links) removeLink(link, device.node);
-  await withHelper(context, [], async (helper) => {
+  await withHelper(context, async (helper) => {
     if (isBoundLoop(device.node)) await helper.call('releaseLoop', { node: device.node });
     await helper.call('umount', { target: device.target, lazy: true });
   });
@@ -113,7 +112,7 @@ export async function abandonDevice(context: EngineContext, device: DeviceRecord
 /** Unbinds a loop device and waits until its number is free again. */
 async function releaseNode(context: EngineContext, node: string): Promise<void> {
   if (!isBoundLoop(node)) return;
-  await withHelper(context, [], (helper) => helper.call('releaseLoop', { node }));
+  await withHelper(context, (helper) => helper.call('releaseLoop', { node }));
   const deadline = Date.now() + RELEASE_WAIT_MS;
   while (isBoundLoop(node)) {
     if (Date.now() > deadline) {

@@ -63,16 +63,17 @@ export function beginNoting(volume: Volume, undo: Undo, index: 0 | 1): void {
   undo.add('end the noting of writes', () => memory.set(Word.NOTING, 0));
 }
 
-/** Looks up what is free now. `memoryFd`: of the volume, as the helper has it. Writes have been noted from before on. */
+/** Looks up what is free now, into the free map of this index. Writes have been noted from before on. */
 export async function lookUpFree(
   context: EngineContext,
   helper: HelperSession,
   volume: Volume,
-  { memoryFd, index }: { memoryFd: number; index: 0 | 1 },
+  index: 0 | 1,
 ): Promise<void> {
   const { freeOffsets, mapBytes } = volume.memory.sizes;
   const { blockCount } = volume;
   const fileSystems = fileSystemsOf(volume);
+  const { memoryFd } = volume.record.opened;
   const place = { memoryFd, mapOffset: freeOffsets[index], mapBytes, blockCount };
   const { blocks, durationMs } = await helper.call('mapFree', { ...place, fileSystems }, MAP_TIMEOUT_MS);
   const { name } = volume.record;

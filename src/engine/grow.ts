@@ -86,12 +86,12 @@ async function grow(context: EngineContext, target: Tracked, bytes: number, rese
   const { file, store } = snapshot;
   const immutable = store.kind === 'origin';
   await undoing(context, (undo) =>
-    withHelper(context, [], async (helper) => {
+    withHelper(context, async (helper) => {
       const back = undoByTruncating(file, snapshot);
       await announce(context, undo, volume, back);
       await helper.call('growStore', { file, fromBytes, toBytes, reservedBytes, immutable }, GROW_TIMEOUT_MS);
       undo.add('cut the COW file to its old length', () =>
-        withHelper(context, [], (other) => other.call('truncateStore', { file, lengthBytes: fromBytes, immutable })),
+        withHelper(context, (other) => other.call('truncateStore', { file, lengthBytes: fromBytes, immutable })),
       );
       failPoint('store-grown');
       const extents = await extentsAfter(helper, target, toBytes);

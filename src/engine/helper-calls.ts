@@ -1,4 +1,7 @@
-/** What helpers can be asked to do: names, parameters, results. A helper runs one call at a time. */
+/**
+ * What helpers can be asked to do: names, parameters, results. A helper runs one call at a time. `fuseFd` and `memoryFd` are
+ * descriptors of the keeper, of which the helper takes a duplicate for the length of the call.
+ */
 
 import type { FileExtent } from '../sys/fsfile.js';
 import type { HookEnd, HookOrder } from '../sys/hook.js';
@@ -74,7 +77,7 @@ export interface HelperCalls {
     };
     result: null;
   };
-  /** Sets a bit for each block that is free as a whole. `memoryFd`: inherited; `mapOffset`: of the map in it. */
+  /** Sets a bit for each block that is free as a whole. `mapOffset`: of the map in the memory. */
   mapFree: {
     params: {
       memoryFd: number;
@@ -92,7 +95,7 @@ export interface HelperCalls {
   };
   /** Opens and syncs the mounts, so that the freeze itself is short. */
   prepareFreeze: {
-    /** `gates`: memory of the volumes concerned, inherited; opened before a thaw that nobody asked for. */
+    /** `gates`: memory of the volumes concerned; they are opened before a thaw that nobody asked for. */
     params: { mountPoints: string[]; gates: Array<{ memoryFd: number }> };
     result: null;
   };

@@ -5,6 +5,7 @@ import { freeRanges } from '../sys/fsmap.js';
 import * as libc from '../sys/libc.js';
 import { BLOCK_BYTES, setBits } from '../tracer/layout.js';
 import type { HelperCalls } from './helper-calls.js';
+import { whileMapped } from './helper-descriptors.js';
 import { openMount } from './helper-freeze.js';
 
 /** ENOTTY, EOPNOTSUPP, EINVAL: no such ioctl here. */
@@ -13,8 +14,12 @@ const NOT_HERE: readonly number[] = [25, 95, 22];
 /** Sets the bit of every block that is free as a whole. */
 export function mapFree(params: HelperCalls['mapFree']['params']): HelperCalls['mapFree']['result'] {
   const startedAt = performance.now();
-  const mapping = libc.mapShared(params.memoryFd, params.mapOffset, params.mapBytes);
-  const map = new Int32Array(mapping.bytes, 0, params.mapBytes / 4);
+  const { memoryFd, mapOffset, mapBytes } = params;
+  const blocks = whileMapped(memoryFd, mapOffset, mapBytes, (bytes) => setFree(params, new Int32Array(bytes)));
+  return { blocks, durationMs: Math.round(performance.now() - startedAt) };
+}
+
+function setFree(params: HelperCalls['mapFree']['params'], map: Int32Array): number {
   let blocks = 0;
   for (const { mountPoint, startBytes } of params.fileSystems) {
     const fd = openMount(mountPoint);
@@ -34,6 +39,5 @@ export function mapFree(params: HelperCalls['mapFree']['params']): HelperCalls['
       libc.close(fd);
     }
   }
-  libc.unmap(mapping);
-  return { blocks, durationMs: Math.round(performance.now() - startedAt) };
+  return blocks;
 }

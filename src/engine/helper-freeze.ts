@@ -11,6 +11,7 @@ import { freeze, thaw } from '../sys/fsfile.js';
 import * as libc from '../sys/libc.js';
 import { Gate, Word } from '../tracer/layout.js';
 import type { HelperCalls } from './helper-calls.js';
+import { withKeepers } from './helper-descriptors.js';
 
 const EBUSY = 16;
 const EINVAL = 22;
@@ -20,14 +21,14 @@ const CONTROL_BYTES = 4096;
 
 const prepared: number[] = [];
 const frozen: number[] = [];
-const gates: Array<{ words: Int32Array; address: number }> = [];
+const gates: Array<{ words: Int32Array; mapping: libc.Mapping }> = [];
 let thawTimer: NodeJS.Timeout | undefined;
 
 /** Opens and syncs the mounts, so that the freeze itself is short. */
 export function prepareFreeze(params: HelperCalls['prepareFreeze']['params']): null {
   for (const { memoryFd } of params.gates) {
-    const mapping = libc.mapShared(memoryFd, 0, CONTROL_BYTES);
-    gates.push({ words: new Int32Array(mapping.bytes), address: mapping.address });
+    const mapping = withKeepers(memoryFd, (fd) => libc.mapShared(fd, 0, CONTROL_BYTES));
+    gates.push({ words: new Int32Array(mapping.bytes), mapping });
   }
   for (const mountPoint of params.mountPoints) {
     const fd = openMount(mountPoint);
@@ -81,6 +82,12 @@ export function thawAll(): number {
   return failures;
 }
 
+/** Gives up what was prepared. Not while something is frozen. */
+export function releasePrepared(): void {
+  for (const fd of prepared.splice(0)) libc.close(fd);
+  for (const { mapping } of gates.splice(0)) libc.unmap(mapping);
+}
+
 /** The end of a freeze that nobody asks for: the parent has gone. */
 export function endFreeze(): void {
   if (frozen.length > 0) openGates();
@@ -98,9 +105,9 @@ function endLateFreeze(): void {
 }
 
 function openGates(): void {
-  for (const { words, address } of gates) {
+  for (const { words, mapping } of gates) {
     if (Atomics.compareExchange(words, Word.GATE, Gate.CLOSED, Gate.OPEN) === Gate.CLOSED)
-      libc.futexWake(address + Word.GATE * 4, 0x7fff_ffff);
+      libc.futexWake(mapping.address + Word.GATE * 4, 0x7fff_ffff);
   }
 }
 

@@ -26,8 +26,9 @@ import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import { type FileExtent, fileExtents, isRealtimeFile, setImmutable } from '../sys/fsfile.js';
 import * as libc from '../sys/libc.js';
 import { type MountEntry, mountOf, ownMounts } from '../sys/mounts.js';
-import { BLOCK_BYTES, VolumeMemory } from '../tracer/layout.js';
+import { BLOCK_BYTES, layoutFor } from '../tracer/layout.js';
 import type { CreatedStore, HelperCalls, StoreFile } from './helper-calls.js';
+import { whileMapped } from './helper-descriptors.js';
 import { writeManyZeros, writeWhole, writeZeros } from './helper-writes.js';
 
 const EOPNOTSUPP = 95;
@@ -73,6 +74,10 @@ export function keepStore({ file }: Params<'keepStore'>): null {
   const at = notKept.findIndex(({ ino }) => ino === file.ino);
   if (at >= 0) notKept.splice(at, 1);
   return null;
+}
+
+export function hasNotKept(): boolean {
+  return notKept.length > 0;
 }
 
 /** Removes what was created and not kept, when the parent has gone. */
@@ -311,24 +316,15 @@ export function growStore(params: Params<'growStore'>): null {
  * file system sees them: its engine-written blocks below were never in the page cache. Then it is mutable again.
  */
 export function closeStore(params: Params<'closeStore'>): null {
-  const { file, blockCount, dataOffsetBytes } = params;
-  const memory = new VolumeMemory(
-    { map: (offset, lengthBytes) => libc.mapShared(params.memoryFd, offset, lengthBytes) },
-    blockCount,
-  );
-  const map = params.mapOffset === memory.sizes.mapOffsets[0] ? memory.maps[0] : memory.maps[1];
+  const { file, memoryFd, mapOffset, blockCount } = params;
   const header = Buffer.from(params.header, 'base64');
   decodeHeader(header);
   return whileMutable(file, (fd) => {
-    libc.ftruncate(fd, dataOffsetBytes);
+    libc.ftruncate(fd, params.dataOffsetBytes);
     libc.dropCache(fd);
-    const page = Buffer.alloc(BLOCK_BYTES);
-    const entriesPerPage = BLOCK_BYTES / 8;
-    for (let first = 0; first < blockCount; first += entriesPerPage) {
-      if (!hasBits(map, first, entriesPerPage)) continue;
-      encodeEntriesFromBitmap(map, first, Math.min(entriesPerPage, blockCount - first), page.fill(0));
-      writeWhole(fd, page, BLOCK_BYTES + first * 8);
-    }
+    whileMapped(memoryFd, mapOffset, layoutFor(blockCount).mapBytes, (bytes) =>
+      writeIndex(fd, new Int32Array(bytes), blockCount),
+    );
     fsyncSync(fd);
     writeWhole(fd, header, 0);
     fsyncSync(fd);
@@ -343,6 +339,16 @@ export function closeStore(params: Params<'closeStore'>): null {
     syncDirectory(file.path);
     return null;
   });
+}
+
+function writeIndex(fd: number, map: Int32Array, blockCount: number): void {
+  const page = Buffer.alloc(BLOCK_BYTES);
+  const entriesPerPage = BLOCK_BYTES / 8;
+  for (let first = 0; first < blockCount; first += entriesPerPage) {
+    if (!hasBits(map, first, entriesPerPage)) continue;
+    encodeEntriesFromBitmap(map, first, Math.min(entriesPerPage, blockCount - first), page.fill(0));
+    writeWhole(fd, page, BLOCK_BYTES + first * 8);
+  }
 }
 
 function hasBits(map: Int32Array, first: number, count: number): boolean {

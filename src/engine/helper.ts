@@ -16,6 +16,7 @@ import * as libc from '../sys/libc.js';
 import { ownMounts } from '../sys/mounts.js';
 import { VERSION } from '../version.js';
 import type { HelperCall, HelperCalls } from './helper-calls.js';
+import { withKeepers } from './helper-descriptors.js';
 import { mapFree } from './helper-free.js';
 import {
   endFreeze,
@@ -23,6 +24,7 @@ import {
   frozenCount,
   onHang,
   prepareFreeze,
+  releasePrepared,
   thawAfterDeath,
   thawAll,
 } from './helper-freeze.js';
@@ -32,6 +34,7 @@ import {
   eraseNonces,
   extentsOf,
   growStore,
+  hasNotKept,
   isStore,
   keepStore,
   makeImmutable,
@@ -42,11 +45,15 @@ import {
 } from './helper-store.js';
 import { ENGINE_PROTOCOL } from './protocol.js';
 import { parentChannel, Rpc } from './rpc.js';
+import { REST_CALL } from './services.js';
 
 const MAX_REQUEST_KIB = 1024;
 const MS_NOSUID_NODEV = 6;
 const MS_NOATIME = 1024;
 const MS_REC_PRIVATE = 0x44000;
+
+/** This process has become what nobody else can use. */
+let mustEnd = false;
 
 type Answer<N extends HelperCall> = HelperCalls[N]['result'] | Promise<HelperCalls[N]['result']>;
 type Implementation = { [N in HelperCall]: (params: HelperCalls[N]['params']) => Answer<N> };
@@ -55,10 +62,11 @@ const calls: Implementation = {
   mountFuse({ target, fuseFd }) {
     mkdirSync(dirname(target), { recursive: true, mode: 0o700 });
     if (!existsSync(target)) writeFileSync(target, '', { mode: 0o600 });
-    const options = `fd=${fuseFd},rootmode=100000,user_id=0,group_id=0,max_read=1048576`;
-    libc.mount('cowbird', target, 'fuse.cowbird', MS_NOSUID_NODEV, options);
-    // The keeper's must be the only one: when it is closed, whoever waits for an answer gets an error, this process too.
-    libc.close(fuseFd);
+    // Ours does not stay open: when the keeper's is closed, whoever waits for an answer gets an error, this process too.
+    withKeepers(fuseFd, (fd) => {
+      const options = `fd=${fd},rootmode=100000,user_id=0,group_id=0,max_read=1048576`;
+      libc.mount('cowbird', target, 'fuse.cowbird', MS_NOSUID_NODEV, options);
+    });
     return null;
   },
   umount({ target, lazy }) {
@@ -94,6 +102,7 @@ const calls: Implementation = {
   setImmutable: makeImmutable,
   clearImmutableUnmounted({ node, fsType, pathInside }) {
     // A namespace of our own: nobody sees this mount, and it ends with this process.
+    mustEnd = true;
     libc.unshareMounts();
     libc.mount('none', '/', '', MS_REC_PRIVATE, '');
     const at = mkdtempSync(join(tmpdir(), 'cowbird-'));
@@ -132,6 +141,18 @@ const calls: Implementation = {
   thawAfterDeath,
 };
 
+/**
+ * Gives up everything that the calls before have left here, so that somebody else can go on with this process.
+ *
+ * @throws {CowbirdError} EBUSY where something stays that only the end of the process takes away.
+ */
+function rest(): null {
+  if (mustEnd || frozenCount() > 0 || hasNotKept())
+    throw new CowbirdError('EBUSY', 'This helper holds something, and has to end');
+  releasePrepared();
+  return null;
+}
+
 function isHelperCall(name: string): name is HelperCall {
   return Object.hasOwn(calls, name);
 }
@@ -152,6 +173,7 @@ const keeper = new Rpc(channel, async (name, params) => {
     const message = `Cowbird ${VERSION} was installed over the running one: \`cowbird daemon restart\` first`;
     throw new CowbirdError('EPROTO', message);
   }
+  if (name === REST_CALL) return rest();
   if (!isHelperCall(name)) throw new CowbirdError('ENOSYS', `A helper has no call ${name}`);
   return run(name, params as HelperCalls[typeof name]['params']);
 });

@@ -3,6 +3,9 @@
  *
  * A helper that hangs is left to the kernel: it dies when its call returns. One that dies while it holds a file system frozen
  * would leave it so for ever: another one thaws it.
+ *
+ * Starting a process is most of what a short operation takes. So one whose session has ended, every call of which was answered
+ * without an error, gives up all that it holds and rests for a few seconds: whoever wants a helper next goes on with it.
  */
 import { type ChildProcess, fork } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
@@ -12,14 +15,22 @@ import type { EventInput } from './events.js';
 import { sameName } from './process-name.js';
 import { ENGINE_PROTOCOL } from './protocol.js';
 import { childChannel, Rpc } from './rpc.js';
+import { REST_CALL } from './services.js';
 
 /** How long the helpers of a dead engine may take to clean up behind them. */
 const LEAVE_MS_MAX = 10_000;
 const THAW_TIMEOUT_MS = 60_000;
+/** How long one rests before it ends. */
+const REST_MS = 5_000;
+const REST_TIMEOUT_MS = 1_000;
 
 interface Helper {
-  child: ChildProcess;
-  rpc: Rpc;
+  readonly child: ChildProcess;
+  readonly rpc: Rpc;
+  /** Of whoever asks for it. */
+  readonly protocol: number;
+  /** A call failed: what that has left is not known. */
+  isSpent: boolean;
   /** Mount points that it was told to freeze, and whether it may have done so. */
   mountPoints: string[];
   isFreezing: boolean;
@@ -30,6 +41,7 @@ export class Helpers {
   readonly #onEngineHang: () => void;
   readonly #running = new Map<number, Helper>();
   readonly #leaving = new Set<ChildProcess>();
+  #resting: { number: number; timer: NodeJS.Timeout } | undefined;
   #waiting: Array<() => void> = [];
   #next = 1;
 
@@ -38,11 +50,16 @@ export class Helpers {
     this.#onEngineHang = onEngineHang;
   }
 
-  /** Starts a helper that inherits the named descriptors as 4, 5, …; `protocol`: of the process that asks for it. */
-  start(fds: number[], protocol: number): number {
+  /** Starts a helper, or takes the one that rests; `protocol`: of the process that asks for it. */
+  start(protocol: number): number {
+    const rested = this.#endRest();
+    if (rested !== undefined) {
+      if (this.#running.get(rested)?.protocol === protocol) return rested;
+      this.#dismiss(rested);
+    }
     const program = fileURLToPath(new URL('./helper.js', import.meta.url));
     const child = fork(program, [String(protocol)], {
-      stdio: ['ignore', 'pipe', 'pipe', 'ipc', ...fds],
+      stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
       execArgv: process.execArgv,
       cwd: '/',
       ...sameName(),
@@ -53,13 +70,14 @@ export class Helpers {
       if (name !== 'engineHangs') throw new CowbirdError('ENOSYS', `A helper does not ask for ${name}`);
       this.#onEngineHang();
     });
-    const helper: Helper = { child, rpc, mountPoints: [], isFreezing: false };
+    const helper: Helper = { child, rpc, protocol, isSpent: false, mountPoints: [], isFreezing: false };
     this.#running.set(number, helper);
     child.on('error', (error) =>
       this.#report({ event: 'helper.error', level: 'warning', message: `A helper: ${messageOf(error)}` }),
     );
     child.once('exit', (code) => {
       this.#running.delete(number);
+      if (this.#resting?.number === number) this.#endRest();
       this.#leaving.delete(child);
       if (this.#leaving.size === 0) for (const wake of this.#waiting.splice(0)) wake();
       if (helper.isFreezing && code !== 0) this.#thawFor(helper);
@@ -78,18 +96,51 @@ export class Helpers {
       if (call === 'thaw') helper.isFreezing = false;
       return result;
     } catch (error) {
+      helper.isSpent = true;
       if (error instanceof CowbirdError && error.code === 'ETIMEDOUT') helper.child.kill('SIGKILL');
       throw error;
     }
   }
 
-  end(number: number): void {
+  /** The end of a session: the helper rests, or ends. */
+  async end(number: number): Promise<void> {
+    const helper = this.#running.get(number);
+    if (helper === undefined) return;
+    const canRest = !helper.isSpent && (await this.#rests(helper));
+    if (!canRest || this.#resting !== undefined || this.#leaving.has(helper.child)) {
+      this.#dismiss(number);
+      return;
+    }
+    const timer = setTimeout(() => {
+      this.#endRest();
+      this.#dismiss(number);
+    }, REST_MS);
+    this.#resting = { number, timer };
+  }
+
+  async #rests({ rpc }: Helper): Promise<boolean> {
+    return rpc.call(REST_CALL, {}, REST_TIMEOUT_MS).then(
+      () => true,
+      () => false,
+    );
+  }
+
+  /** The number of the one that rests: it is somebody's from now on. */
+  #endRest(): number | undefined {
+    const resting = this.#resting;
+    this.#resting = undefined;
+    clearTimeout(resting?.timer);
+    return resting?.number;
+  }
+
+  #dismiss(number: number): void {
     const helper = this.#running.get(number);
     if (helper?.child.connected === true) helper.child.disconnect();
   }
 
   /** The engine is dead: its helpers have nobody to tell. They thaw what they froze, remove what nobody keeps, and end. */
   dismissAll(): void {
+    this.#endRest();
     for (const { child } of this.#running.values()) {
       this.#leaving.add(child);
       if (child.connected) child.disconnect();
@@ -108,12 +159,13 @@ export class Helpers {
   }
 
   killAll(): void {
+    this.#endRest();
     for (const { child } of this.#running.values()) child.kill('SIGKILL');
   }
 
   #thawFor(dead: Helper): void {
     const { mountPoints } = dead;
-    const number = this.start([], ENGINE_PROTOCOL);
+    const number = this.start(ENGINE_PROTOCOL);
     this.call(number, 'thawAfterDeath', { mountPoints }, THAW_TIMEOUT_MS)
       .catch((error: unknown) =>
         this.#report({

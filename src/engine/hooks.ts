@@ -51,7 +51,7 @@ function environmentOf(name: HookName, { minors, volumes }: HookCall): Record<st
 /** @throws {CowbirdError} ECANCELED with the end of what it printed, when it did not end with exit code 0 in time. */
 async function runHook(context: EngineContext, name: HookName, call: HookCall): Promise<void> {
   const { command, timeoutSeconds } = call;
-  const { ok, end, output, durationMs } = await withHelper(context, [], (helper) =>
+  const { ok, end, output, durationMs } = await withHelper(context, (helper) =>
     helper.call(
       'runHook',
       { command, timeoutMs: timeoutSeconds * 1000, environment: environmentOf(name, call) },

@@ -18,7 +18,7 @@ export class KeeperLink {
     return {
       pid,
       call,
-      helper: async (fds = []) => this.#helper(await call('startHelper', { fds, protocol: ENGINE_PROTOCOL }), call),
+      helper: async () => this.#helper(await call('startHelper', { protocol: ENGINE_PROTOCOL }), call),
     };
   }
 

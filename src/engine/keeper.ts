@@ -319,10 +319,10 @@ export class EngineKeeper {
       await this.#helpers.gone();
       return null;
     },
-    startHelper: async ({ fds, protocol }) => ({ helper: this.#helpers.start(fds, protocol) }),
+    startHelper: async ({ protocol }) => ({ helper: this.#helpers.start(protocol) }),
     callHelper: ({ helper, call, params, timeoutMs }) => this.#helpers.call(helper, call, params, timeoutMs),
     endHelper: async ({ helper }) => {
-      this.#helpers.end(helper);
+      await this.#helpers.end(helper);
       return null;
     },
     event: async (event) => {

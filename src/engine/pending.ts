@@ -270,7 +270,7 @@ async function giveBackData(context: EngineContext, volume: Volume, old: Snapsho
     lengthBytes: dataOffsetBytes(volume.blockCount),
     immutable: old.store.kind === 'origin',
   };
-  await withHelper(context, [], (helper) => helper.call('truncateStore', params)).catch((error: unknown) =>
+  await withHelper(context, (helper) => helper.call('truncateStore', params)).catch((error: unknown) =>
     context.emit({
       event: 'store.truncate',
       level: 'warning',
@@ -307,7 +307,7 @@ async function removeOrRelease(
   const { file } = old;
   if (file.path === '') return;
   const { node } = volume.record.device;
-  await withHelper(context, [], async (helper) => {
+  await withHelper(context, async (helper) => {
     if (!leaveFile) {
       if ((await helper.call('isStore', { file })).present) await helper.call('unlinkStore', { file });
     } else if (old.store.kind === 'device' || mountsOn(node).length > 0) {

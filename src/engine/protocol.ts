@@ -13,9 +13,9 @@ import * as v from 'valibot';
 import { CowbirdError, messageOf } from '../sys/errors.js';
 import { VERSION } from '../version.js';
 
-export const ENGINE_PROTOCOL = 2;
+export const ENGINE_PROTOCOL = 3;
 /** The oldest keeper that this engine can work for. */
-export const OLDEST_KEEPER = 2;
+export const OLDEST_KEEPER = 3;
 
 /** Argument of the engine's program that makes it print its {@link EngineReport} and end. */
 export const REPORT_ARGUMENT = '--protocol';

@@ -156,7 +156,7 @@ async function clearUnknownDevices(context: EngineContext): Promise<void> {
   const loops = boundLoops().filter(({ backingFile }) => isUnknown(backingFile));
   const targets = ownMounts().filter(({ mountPoint }) => isUnknown(mountPoint));
   if (loops.length + targets.length === 0) return;
-  await withHelper(context, [], async (helper) => {
+  await withHelper(context, async (helper) => {
     for (const { node } of loops) await helper.call('releaseLoop', { node });
     for (const { mountPoint } of targets) await helper.call('umount', { target: mountPoint, lazy: true });
   });

@@ -24,8 +24,8 @@ export interface KeeperCalls {
   dropVolume: { params: { id: string; done: DoneOperation | null }; result: null };
   /** Resolves when the helpers of the engine before have ended, or after a time: what they had in hand is then done. */
   oldHelpersGone: { params: Record<string, never>; result: null };
-  /** Starts a helper that inherits the named descriptors of the keeper as 4, 5, …; `protocol`: of the engine that asks. */
-  startHelper: { params: { fds: number[]; protocol: number }; result: { helper: number } };
+  /** Starts a helper, or takes one that rests; `protocol`: of the engine that asks. */
+  startHelper: { params: { protocol: number }; result: { helper: number } };
   callHelper: { params: { helper: number; call: string; params: unknown; timeoutMs: number }; result: unknown };
   endHelper: { params: { helper: number }; result: null };
   event: { params: EventInput; result: null };
@@ -33,8 +33,8 @@ export interface KeeperCalls {
 
 export type KeeperCall = keyof KeeperCalls;
 
-/** First descriptor number that a helper inherits: 0 to 2 are the standard ones, 3 is the IPC channel. */
-export const HELPER_FD_FIRST = 4;
+/** What the keeper asks of a helper whose session has ended: to give up everything, for whoever wants one next. */
+export const REST_CALL = 'rest';
 
 /** A helper in use: one process, one call at a time, ended by `end`. */
 export interface HelperSession {
@@ -49,7 +49,7 @@ export interface HelperSession {
 export interface Keeper {
   readonly pid: number;
   call<N extends KeeperCall>(name: N, params: KeeperCalls[N]['params']): Promise<KeeperCalls[N]['result']>;
-  helper(fds?: number[]): Promise<HelperSession>;
+  helper(): Promise<HelperSession>;
 }
 
 /** @default for calls of a helper */

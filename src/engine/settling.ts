@@ -79,7 +79,7 @@ export async function settle(
 }
 
 async function undoFile(context: EngineContext, undo: NonNullable<PendingOperation['undo']>): Promise<void> {
-  await withHelper(context, [], async (helper) => {
+  await withHelper(context, async (helper) => {
     const { file } = undo;
     if (!(await helper.call('isStore', { file })).present) return;
     if (undo.kind === 'unlink') await helper.call('unlinkStore', { file });

@@ -4,7 +4,6 @@ import { messageOf } from '../sys/errors.js';
 import { countBits } from '../tracer/layout.js';
 import { type EngineContext, withHelper } from './context.js';
 import type { SnapshotRecord } from './records.js';
-import { HELPER_FD_FIRST } from './services.js';
 import { headerFor } from './tracking.js';
 import type { Volume } from './volume.js';
 
@@ -21,16 +20,14 @@ export async function closeOldFile(
   const header = headerFor(volume, { ...old, mode: 'incremental' }, { clean: true, changedBlocks });
   const params = {
     file: old.file,
-    memoryFd: HELPER_FD_FIRST,
+    memoryFd: volume.record.opened.memoryFd,
     mapOffset: volume.memory.sizes.mapOffsets[closedMap],
     blockCount: volume.blockCount,
     dataOffsetBytes: dataOffsetBytes(volume.blockCount),
     header: header.toString('base64'),
   };
   try {
-    await withHelper(context, [volume.record.opened.memoryFd], (helper) =>
-      helper.call('closeStore', params, CLOSE_TIMEOUT_MS),
-    );
+    await withHelper(context, (helper) => helper.call('closeStore', params, CLOSE_TIMEOUT_MS));
     return undefined;
   } catch (error) {
     context.emit({ event: 'store.close', level: 'error', message: messageOf(error), minor: old.minor });

@@ -81,7 +81,7 @@ export async function prepareStore(
   await helper.call('keepStore', { file });
   failPoint('store-created');
   // A helper of its own: the one in use may have ended, or hang, when this is needed.
-  undo.add(`remove ${created.path}`, () => withHelper(context, [], (other) => other.call('unlinkStore', { file })));
+  undo.add(`remove ${created.path}`, () => withHelper(context, (other) => other.call('unlinkStore', { file })));
   const placeCount = Math.floor(created.sizeBytes / BLOCK_BYTES);
   const firstPlace = indexBytes / BLOCK_BYTES;
   const slots = [{ place: firstPlace + zeroPlaces, count: placeCount - firstPlace - zeroPlaces }];

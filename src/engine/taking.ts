@@ -25,7 +25,7 @@ import { beginNoting, lookUpFree } from './free-blocks.js';
 import { betweenHooks, type HookParams, hookCall } from './hooks.js';
 import { describeSwitches, type Finished, finishAll, performSwitch } from './pending.js';
 import type { SnapshotRecord } from './records.js';
-import { HELPER_FD_FIRST, type HelperSession } from './services.js';
+import type { HelperSession } from './services.js';
 import { refuseStacked } from './stacking.js';
 import { type PreparedStore, prepareStore, type StoreRequest } from './store-setup.js';
 import { type FreezeTimes, freezeAndSwitch, headerFor } from './tracking.js';
@@ -77,9 +77,8 @@ export async function takeSnapshots(
 ): Promise<Taken> {
   refuseTwice(plans);
   const volumes = plans.map(({ volume }) => volume);
-  const memoryFds = volumes.map(({ record }) => record.opened.memoryFd);
   const { result: times, problem: hookProblem } = await undoing(context, (undo) =>
-    withHelper(context, memoryFds, (helper) => prepareAndSwitch(context, undo, helper, plans, options)),
+    withHelper(context, (helper) => prepareAndSwitch(context, undo, helper, plans, options)),
   );
   // It has run: an engine that resumes need not do it again.
   for (const { record } of volumes) delete record.pending?.postThaw;
@@ -111,8 +110,8 @@ async function prepareAndSwitch(
     for (const { plan, store } of prepared) performSwitch(plan.volume, store.ownFd);
   };
   const lookUp = async (): Promise<void> => {
-    for (const [i, { volume, freeIndex: index }] of plans.entries())
-      if (index !== undefined) await lookUpFree(context, helper, volume, { memoryFd: HELPER_FD_FIRST + i, index });
+    for (const { volume, freeIndex } of plans)
+      if (freeIndex !== undefined) await lookUpFree(context, helper, volume, freeIndex);
   };
   return betweenHooks(context, { preFreeze, postThaw }, () =>
     freezeAndSwitch(context, helper, volumes, change, lookUp),

@@ -11,7 +11,7 @@ import { closeDevice, openDevice } from './devices.js';
 import { failPoint } from './fail-points.js';
 import { findByMinor, freezePoints, isMountedWritable, mountsOn } from './lookup.js';
 import type { SnapshotRecord, VolumeRecord } from './records.js';
-import { type DoneOperation, HELPER_FD_FIRST, type HelperSession } from './services.js';
+import type { DoneOperation, HelperSession } from './services.js';
 import { type EventName, STATE_TABLE, type StateName, stateName } from './states.js';
 import { type Volume, whileAllPaused } from './volume.js';
 
@@ -158,7 +158,7 @@ export async function freezeAndSwitch(
   // One file system may have parts on several of the volumes.
   const mountPoints = [...new Set(volumes.flatMap(({ record }) => freezePoints(mountsOn(record.device.node, mounts))))];
   if (mountPoints.length === 0) return { freezeMs: 0, windowMs: await timed(() => whileAllPaused(volumes, change)) };
-  const gates = volumes.map((_, i) => ({ memoryFd: HELPER_FD_FIRST + i }));
+  const gates = volumes.map(({ record }) => ({ memoryFd: record.opened.memoryFd }));
   await helper.call('prepareFreeze', { mountPoints, gates }, SYNC_TIMEOUT_MS);
   await beforeFreeze();
   const startedAt = performance.now();

@@ -123,7 +123,7 @@ export class Watch {
     const mount = mountsOn(volume.record.device.node, mounts).find((entry) => entry.pid === 0 && entry.root === '/');
     if (mount === undefined) return true;
     const file = { path: `${mount.mountPoint}${snapshot.cowFile}`, dev: 0, ino: 0 };
-    const error = await withHelper(this.#context, [], (helper) => helper.call('extents', { file, sizeBytes: 0 })).then(
+    const error = await withHelper(this.#context, (helper) => helper.call('extents', { file, sizeBytes: 0 })).then(
       () => undefined,
       (reason: unknown) => reason,
     );
@@ -163,7 +163,7 @@ export class Watch {
   async #requireExtents({ volume, snapshot }: Tracked, path: string): Promise<void> {
     const sizeBytes = snapshot.store.placeCount * 4096;
     const file = { ...snapshot.file, path };
-    const { extents } = await withHelper(this.#context, [], (helper) => helper.call('extents', { file, sizeBytes }));
+    const { extents } = await withHelper(this.#context, (helper) => helper.call('extents', { file, sizeBytes }));
     const now = toStoreExtents(extents, sizeBytes, snapshot.startBytes, volume.record.opened.sizeBytes);
     if (JSON.stringify(now) !== JSON.stringify(snapshot.store.extents))
       throw new Error(`${path} lies elsewhere than before`);
