@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
+import { fileURLToPath } from 'node:url';
 import { hasUnit, startUnit, UNIT } from './launch.js';
 import { pathsFrom } from './paths.js';
 
@@ -32,5 +34,27 @@ describe('the daemon’s start by systemd', () => {
       outcome: 'failed',
       message: 'systemd did not start cowbird.service: start --no-block cowbird.service: masked',
     });
+  });
+});
+
+describe('a daemon that cannot start', () => {
+  it('ends, also when it cannot say why: nobody could reach it', async (t) => {
+    const folder = mkdtempSync(join(tmpdir(), 'cowbird-launch-'));
+    t.after(() => rmSync(folder, { recursive: true }));
+    // Where the engine writes a file when it starts.
+    mkdirSync(join(folder, 'run', 'info'), { recursive: true });
+    const child = spawn(process.execPath, [fileURLToPath(new URL('./keeper-main.js', import.meta.url))], {
+      stdio: 'ignore',
+      env: {
+        ...process.env,
+        COWBIRD_RUN_DIR: join(folder, 'run'),
+        COWBIRD_STATE_DIR: join(folder, 'state'),
+        COWBIRD_START_ERROR: join(folder, 'none', 'start-error'),
+      },
+    });
+    const timer = setTimeout(() => child.kill('SIGKILL'), 30_000);
+    const code = await new Promise((resolve) => child.once('exit', resolve));
+    clearTimeout(timer);
+    assert.equal(code, 1);
   });
 });

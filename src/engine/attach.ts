@@ -31,8 +31,8 @@ export interface AttachParams {
   raw?: boolean | undefined;
 }
 
-/** Synchronous I/O in each worker: more of them than cores, so that a device has a queue. */
-export const DEFAULT_WORKERS = Math.max(4, Math.min(8, cpus().length * 2));
+/** A worker has many small transfers in hand: one more than there are processors makes each slower, and the whole, too. */
+export const DEFAULT_WORKERS = Math.max(2, Math.min(8, cpus().length));
 const EBUSY = 16;
 
 /** Attaches an origin; `attached` is the answer that the keeper has, too. Everything is undone when a step fails. */
@@ -147,7 +147,7 @@ export async function detachVolume(context: EngineContext, reference: string): P
     );
   }
   await refuseInUse(device.node);
-  await withHelper(context, [], (helper) => helper.call('probeExclusive', { node: device.node })).catch(
+  await withHelper(context, (helper) => helper.call('probeExclusive', { node: device.node })).catch(
     (error: unknown) => {
       if (errnoOfError(error) === EBUSY)
         throw new CowbirdError(

@@ -1,10 +1,14 @@
 /**
  * Small requests of one worker whose transfers the kernel does at the same time.
  *
- * With one request at a time a worker sleeps and wakes for each; under a queue of them that costs more than all the rest. So
- * as long as more than one is waiting, they are taken, their transfers submitted together, and each is answered when it is
- * complete. What must be done before a write (marking, saving) is done before, in the order in which they came; who has
- * to wait for others drains the batch first, so that nothing that others wait for is kept here.
+ * With one request at a time a worker sleeps and wakes for each transfer; under a queue of them that costs more than all the
+ * rest. So as long as more than one is waiting, they are taken, their transfers are submitted together, and each goes on when
+ * its own is complete: with its next transfer (a first overwrite has three), or with its answer. Appends to the store that lie
+ * side by side are written as one.
+ *
+ * Nothing here waits for one request in particular: what it waits for may be held by another one in hand. A request that has
+ * to wait (for a claim, for the gate) is looked at again whenever something has ended, and only when no transfer is under way
+ * does the thread sleep, shortly.
  *
  * Each request has a buffer that begins at a position of its own in one locked arena. A buffer must be able to take the largest
  * request, so they overlap: the kernel writes no more than the request, whose length then says where the next may begin.
@@ -12,23 +16,27 @@
 import {
   type Begun,
   beginOne,
-  endOne,
+  goOn,
+  type Next,
   type OnError,
   type Served,
   type SessionTarget,
+  type Transfer,
 } from '../frontend/fuse/session.js';
 import { BUFFER_BYTES, DATA_OFFSET, WireBuffer } from '../frontend/fuse/wire.js';
 import { AioQueue } from '../sys/aio.js';
 import { assert } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 
-/** Transfers of one worker at a time. */
-const DEPTH = 32;
+/** Requests of one worker at a time. */
+export const DEPTH = 32;
 /** A header's page, and the data of the smallest request. */
 const POSITION_BYTES = 8192;
 const POSITIONS = 128;
 /** Of one worker. */
 export const ARENA_BYTES = POSITIONS * POSITION_BYTES + BUFFER_BYTES;
+/** All in hand wait: they are looked at again after this time, whatever wakes the thread. */
+const SLEEP_MS = 1;
 
 /** Where requests come from. */
 export interface Source {
@@ -50,8 +58,14 @@ export class Batch<S extends Source> {
   readonly #onError: (source: S) => OnError;
   readonly #onEnd: (source: S) => void;
   #position = 0;
-  /** Slots that are prepared and not submitted, in order. */
+  /** Slots whose transfer is to be submitted, in order. */
   #prepared: number[] = [];
+  /** By slot: those whose transfer is one with that of the slot, which comes first. */
+  readonly #groups: Array<readonly number[]> = [];
+  /** Transfers in the kernel's hands. */
+  #underWay = 0;
+  /** Slots whose request waits for others, the oldest first. */
+  #waiting: number[] = [];
 
   /** `onEnd`: the source has ended. */
   constructor(onError: (source: S) => OnError, onEnd: (source: S) => void) {
@@ -102,50 +116,145 @@ export class Batch<S extends Source> {
     return taken;
   }
 
-  /** Answers at least one of the requests in hand, waiting for it, and whatever else is complete. */
-  reap(): void {
+  /** Lets requests in hand get on, waiting until one of them can. `sleep`: what to do while all of them wait for others. */
+  advance(sleep?: (timeoutMs: number) => void): void {
     if (this.count === 0) return;
-    this.#queue?.reap(1, DEPTH, (slot, result) => this.#end(slot, result));
+    this.#submit();
+    if (this.#underWay > 0) this.#reap();
+    else if (!this.#lookAgain()) (sleep ?? this.#sleep)(SLEEP_MS);
+    this.#lookAgain();
+    this.#submit();
   }
 
   /** Answers everything in hand. */
   drain(): void {
-    this.#submit();
-    while (this.count > 0) this.reap();
+    while (this.count > 0) this.advance();
   }
 
   #begin(request: InHand<S>): void {
     const slot = this.#free.pop();
     assert(slot !== undefined, 'there is a free slot');
-    const { transfer } = request.begun;
     this.#inHand[slot] = request;
-    this.#prepared.push(slot);
-    const { isWrite, fd, lengthBytes, offset } = transfer;
-    this.#queue?.prepare(slot, isWrite, fd, request.buffer.address + DATA_OFFSET, lengthBytes, offset);
-    this.#position += Math.ceil((DATA_OFFSET + lengthBytes) / POSITION_BYTES);
+    this.#position += Math.ceil((DATA_OFFSET + request.begun.lengthBytes) / POSITION_BYTES);
+    this.#put(slot, request.begun);
+  }
+
+  /** Where a request belongs that has something before it. */
+  #put(slot: number, { next }: Begun): void {
+    if ('isOver' in next) this.#waiting.push(slot);
+    else this.#prepared.push(slot);
   }
 
   /** What the kernel does not take is done in this thread. */
   #submit(): void {
-    const prepared = this.#prepared;
-    if (prepared.length === 0) return;
-    this.#prepared = [];
-    const taken = this.#queue?.submit() ?? 0;
-    for (const slot of prepared.slice(taken)) this.#end(slot, -1);
+    while (this.#prepared.length > 0) {
+      const groups = this.#inGroups(this.#prepared);
+      this.#prepared = [];
+      for (const group of groups) this.#prepare(group);
+      const taken = this.#queue?.submit() ?? 0;
+      this.#underWay += taken;
+      for (const [lead = 0] of groups.slice(taken)) this.#transferred(lead, -1);
+    }
   }
 
-  #end(slot: number, result: number): void {
-    const request = this.#inHand[slot];
-    assert(request !== undefined, 'a completion is of a request in hand');
+  /** Slots whose transfers are one: writes of the same file that lie one behind another. */
+  #inGroups(slots: readonly number[]): number[][] {
+    const groups: number[][] = [];
+    let previous: Transfer | undefined;
+    for (const slot of slots) {
+      const next = this.#transferOf(slot);
+      const follows =
+        previous?.isWrite === true &&
+        next.isWrite &&
+        previous.fd === next.fd &&
+        previous.offset + previous.lengthBytes === next.offset;
+      if (follows) groups.at(-1)?.push(slot);
+      else groups.push([slot]);
+      previous = next;
+    }
+    return groups;
+  }
+
+  #prepare(group: number[]): void {
+    const [lead = 0] = group;
+    const { isWrite, fd, address, lengthBytes, offset } = this.#transferOf(lead);
+    this.#groups[lead] = group;
+    if (group.length === 1) this.#queue?.prepare(lead, isWrite, fd, address, lengthBytes, offset);
+    else
+      this.#queue?.prepareGathered(
+        lead,
+        fd,
+        group.map((slot) => this.#transferOf(slot)),
+        offset,
+      );
+  }
+
+  #reap(): void {
+    this.#queue?.reap(1, DEPTH, (lead, result) => {
+      this.#underWay--;
+      this.#transferred(lead, result);
+    });
+  }
+
+  /** The transfer of a group has ended: wholly, or each does its own again. */
+  #transferred(lead: number, result: number): void {
+    const group = this.#groups[lead] ?? [];
+    const wanted = group.reduce((sum, slot) => sum + this.#transferOf(slot).lengthBytes, 0);
+    for (const slot of group) {
+      const transfer = this.#transferOf(slot);
+      this.#goOn(slot, () => (result === wanted ? transfer.done() : transfer.again()));
+    }
+  }
+
+  #transferOf(slot: number): Transfer {
+    const { next } = this.#at(slot).begun;
+    assert('isWrite' in next, 'the request has a transfer before it');
+    return next;
+  }
+
+  /** Lets go on what waits no longer. False: nothing. */
+  #lookAgain(): boolean {
+    let hasGone = false;
+    for (const slot of this.#waiting.splice(0)) {
+      const { next } = this.#at(slot).begun;
+      assert('isOver' in next, 'what waits has something to wait for');
+      if (!next.isOver()) {
+        this.#waiting.push(slot);
+        continue;
+      }
+      hasGone = true;
+      this.#goOn(slot, () => next.goOn());
+    }
+    return hasGone;
+  }
+
+  readonly #sleep = (timeoutMs: number): void => {
+    const [slot] = this.#waiting;
+    if (slot === undefined) return;
+    const { next } = this.#at(slot).begun;
+    if ('isOver' in next) next.sleep(timeoutMs);
+  };
+
+  #goOn(slot: number, step: () => Next): void {
+    const { source, buffer, begun } = this.#at(slot);
+    const served = goOn(source.fd, buffer, begun, step, this.#onError(source));
+    if (served === undefined) {
+      this.#put(slot, begun);
+      return;
+    }
     this.#inHand[slot] = undefined;
-    const { source, buffer, begun } = request;
-    const served = endOne(source.fd, buffer, begun, result, this.#onError(source));
     this.#free.push(slot);
     this.#served(source, served);
   }
 
   #served(source: S, served: Served): void {
     if (served === 'ended') this.#onEnd(source);
+  }
+
+  #at(slot: number): InHand<S> {
+    const request = this.#inHand[slot];
+    assert(request !== undefined, 'the slot has a request in hand');
+    return request;
   }
 
   #bufferAt(position: number): WireBuffer {

@@ -8,18 +8,20 @@
  */
 import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { type BlockDevice, FdDevice, type IoBuffer } from '../block/device.js';
-import { type OnError, type SessionTarget, serveOne, type Transfer } from '../frontend/fuse/session.js';
+import { ASYNC_BYTES_MAX, type OnError, type SessionTarget, serveOne } from '../frontend/fuse/session.js';
 import { DATA_OFFSET, MAX_TRANSFER_BYTES, type WireBuffer } from '../frontend/fuse/wire.js';
 import { Epoll } from '../sys/epoll.js';
 import { assert, errnoOfError, messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { VolumeMemory, Word } from '../tracer/layout.js';
 import { readSnapshot } from '../tracer/snapshot-view.js';
-import { performIo, runSteps, runStepsUntil, type Step, type Steps } from '../tracer/steps.js';
+import { runSteps, type Steps } from '../tracer/steps.js';
 import { type RequestContext, Tracer } from '../tracer/tracer.js';
-import { Batch } from './batch.js';
+import { Batch, DEPTH } from './batch.js';
 import { arm, FAIL_POINTS_ENABLED, withFailPoints } from './fail-points.js';
+import { OriginRead, OriginWrite } from './origin-transfers.js';
 import { SideBySide } from './side-by-side.js';
+import { contextOf, type StepExecutor, SteppedRequests } from './stepped.js';
 import type { FromWorker, ToWorker, WorkerSession, WorkerStart, WorkerStore, WorkerVolume } from './worker-messages.js';
 
 /** A sleeper looks again at the latest after this time, so that a lost wake-up costs time, never a hang. */
@@ -51,7 +53,10 @@ export class PoolWorker {
   readonly #volumes = new Map<string, Volume>();
   /** By descriptor. */
   readonly #sessions = new Map<number, Session>();
+  /** For a request that is served from start to end. */
   readonly #context: RequestContext;
+  /** Those in hand that go on by steps. */
+  readonly #stepped: SteppedRequests;
   readonly #epoll = new Epoll();
   readonly #wakeBuffer: IoBuffer;
   /** Requests whose transfers the kernel does side by side, as long as there are several. */
@@ -68,11 +73,8 @@ export class PoolWorker {
   constructor(start: WorkerStart, port: MessagePort) {
     this.#start = start;
     this.#port = port;
-    const scratch = libc.mapLocked(MAX_TRANSFER_BYTES);
-    this.#context = {
-      worker: start.number,
-      scratch: { bytes: new Uint8Array(scratch.bytes), address: scratch.address },
-    };
+    this.#context = contextOf(start.number, libc.mapLocked(MAX_TRANSFER_BYTES), 0, MAX_TRANSFER_BYTES);
+    this.#stepped = new SteppedRequests(start.number, DEPTH, ASYNC_BYTES_MAX);
     const wake = libc.mapLocked(8);
     this.#wakeBuffer = { bytes: new Uint8Array(wake.bytes), address: wake.address };
     this.#epoll.add(start.wakeFd, false);
@@ -85,7 +87,7 @@ export class PoolWorker {
       const ready = this.#epoll.wait(this.#batch.count === 0 ? POLL_MS : 0);
       if (ready.includes(this.#start.wakeFd)) this.#takeMessages();
       else if (ready.length > 0) this.#serveReady(ready);
-      else this.#batch.reap();
+      else this.#batch.advance();
     }
     this.#post({ type: 'stopped' });
   }
@@ -106,7 +108,7 @@ export class PoolWorker {
         this.#batch.drain();
         return;
       }
-      this.#batch.reap();
+      this.#batch.advance();
     }
   }
 
@@ -247,63 +249,45 @@ export class PoolWorker {
   }
 
   #volumeTarget(tracer: Tracer, volume: WorkerVolume): SessionTarget {
-    const context = this.#context;
-    const wait = this.#waiter(tracer);
-    const write = (buffer: WireBuffer, lengthBytes: number, offset: number): Steps =>
+    const { origin } = tracer;
+    const executor = this.#executor(tracer);
+    const run = (steps: Steps): void => this.#run(steps, executor);
+    const write = (context: RequestContext, buffer: WireBuffer, lengthBytes: number, offset: number): Steps =>
       withFailPoints(tracer.write(context, buffer, DATA_OFFSET, lengthBytes, offset), context.scratch);
     // Most writes need no steps: nothing is saved before them. Named points lie between steps.
     const isReady = (lengthBytes: number, offset: number): boolean =>
-      !FAIL_POINTS_ENABLED && tracer.begin(context, lengthBytes, offset);
-    const lastTransfer = (buffer: WireBuffer, lengthBytes: number, offset: number): Transfer => ({
-      isWrite: true,
-      fd: volume.originFd,
-      lengthBytes,
-      offset,
-      done: () => tracer.end(context),
-      again: () => {
-        try {
-          tracer.origin.write(buffer, DATA_OFFSET, lengthBytes, offset);
-        } finally {
-          tracer.end(context);
-        }
-      },
-    });
+      !FAIL_POINTS_ENABLED && tracer.begin(this.#context, lengthBytes, offset);
     return {
       sizeBytes: volume.sizeBytes,
       readOnly: volume.readOnly,
-      read: (buffer, lengthBytes, offset) => tracer.origin.read(buffer, DATA_OFFSET, lengthBytes, offset),
-      beginRead: (buffer, lengthBytes, offset) => ({
-        isWrite: false,
-        fd: volume.originFd,
-        lengthBytes,
-        offset,
-        done: () => undefined,
-        again: () => tracer.origin.read(buffer, DATA_OFFSET, lengthBytes, offset),
-      }),
+      read: (buffer, lengthBytes, offset) => origin.read(buffer, DATA_OFFSET, lengthBytes, offset),
+      beginRead: (buffer, lengthBytes, offset) => new OriginRead(origin, volume.originFd, buffer, lengthBytes, offset),
       write: (buffer, lengthBytes, offset) => {
         if (!isReady(lengthBytes, offset)) {
-          runSteps(write(buffer, lengthBytes, offset), wait);
+          run(write(this.#context, buffer, lengthBytes, offset));
           return;
         }
         try {
-          tracer.origin.write(buffer, DATA_OFFSET, lengthBytes, offset);
+          origin.write(buffer, DATA_OFFSET, lengthBytes, offset);
         } finally {
-          tracer.end(context);
+          tracer.end(this.#context);
         }
       },
       beginWrite: (buffer, lengthBytes, offset) => {
-        if (isReady(lengthBytes, offset)) return lastTransfer(buffer, lengthBytes, offset);
-        const steps = write(buffer, lengthBytes, offset);
-        return beginLastStep(steps, wait, buffer, volume.originFd);
+        if (isReady(lengthBytes, offset))
+          return new OriginWrite(tracer, this.#context, volume.originFd, buffer, lengthBytes, offset);
+        return this.#stepped.begin((context) => write(context, buffer, lengthBytes, offset), executor);
       },
       zero: (offset, lengthBytes, unmap) =>
-        runSteps(withFailPoints(tracer.zero(context, offset, lengthBytes, unmap), context.scratch), wait),
-      flush: () => runSteps(tracer.flush(), wait),
+        run(withFailPoints(tracer.zero(this.#context, offset, lengthBytes, unmap), this.#context.scratch)),
+      flush: () => run(tracer.flush()),
     };
   }
 
   #snapshotTarget(tracer: Tracer, volume: WorkerVolume): SessionTarget {
-    const wait = this.#waiter(tracer);
+    const executor = this.#executor(tracer);
+    const read = (scratch: IoBuffer, buffer: WireBuffer, lengthBytes: number, offset: number): Steps =>
+      readSnapshot(tracer, { buffer, at: DATA_OFFSET, scratch }, lengthBytes, offset);
     const readOnly = (): never => {
       throw new Error('A snapshot is read-only');
     };
@@ -311,50 +295,35 @@ export class PoolWorker {
       sizeBytes: volume.sizeBytes,
       readOnly: true,
       read: (buffer, lengthBytes, offset) =>
-        runSteps(
-          readSnapshot(tracer, { buffer, at: DATA_OFFSET, scratch: this.#context.scratch }, lengthBytes, offset),
-          wait,
-          (step) => this.#sideBySide.perform(step),
-        ),
+        this.#run(read(this.#context.scratch, buffer, lengthBytes, offset), executor),
+      beginRead: (buffer, lengthBytes, offset) =>
+        this.#stepped.begin(({ scratch }) => read(scratch, buffer, lengthBytes, offset), executor),
       write: readOnly,
       zero: readOnly,
       flush: () => undefined,
     };
   }
 
-  #waiter(tracer: Tracer): (word: number, value: number) => void {
-    return (word, value) => {
-      // Whoever is waited for may wait for what this worker has in hand.
-      if (this.#batch.count > 0) this.#batch.drain();
-      libc.futexWait(tracer.memory.wordsAddress + word * 4, value, WAIT_MS_MAX);
+  /** Runs a request from start to end. Others that are in hand get on while it waits: it may wait for one of them. */
+  #run(steps: Steps, executor: StepExecutor): void {
+    const wait = (word: number, value: number): void => {
+      if (this.#batch.count === 0) executor.sleep(word, value, WAIT_MS_MAX);
+      else this.#batch.advance((timeoutMs) => executor.sleep(word, value, timeoutMs));
+    };
+    runSteps(steps, wait, (step) => executor.perform(step));
+  }
+
+  #executor({ memory }: Tracer): StepExecutor {
+    return {
+      isStill: (word, value) => memory.get(word) === value,
+      sleep: (word, value, timeoutMs) => void libc.futexWait(memory.wordsAddress + word * 4, value, timeoutMs),
+      perform: (step) => this.#sideBySide.perform(step),
     };
   }
 
   #post(message: FromWorker): void {
     this.#port.postMessage(message);
   }
-}
-
-/** Runs a write up to its last step, the transfer from its own buffer. Undefined: there was none, and it has ended. */
-function beginLastStep(
-  steps: Steps,
-  wait: (word: number, value: number) => void,
-  buffer: WireBuffer,
-  fd: number,
-): Transfer | undefined {
-  const isTransfer = (step: Step): boolean => step.kind === 'write' && step.buffer === buffer;
-  const next = runStepsUntil(steps, wait, isTransfer);
-  if (next.done === true) return undefined;
-  const step = next.value;
-  assert(step.kind === 'write', 'the last step of a write is one');
-  return {
-    isWrite: true,
-    fd,
-    lengthBytes: step.lengthBytes,
-    offset: step.offset,
-    done: () => runSteps(steps, wait),
-    again: () => runSteps(steps, wait, performIo, next),
-  };
 }
 
 if (parentPort !== null) {

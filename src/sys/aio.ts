@@ -5,6 +5,7 @@
  * submitted is complete (exit_aio() in fs/aio.c). So nothing that a dead engine had in hand can land after its successor's
  * answers. A ring is taken down behind the process's back instead.
  */
+import { assert } from './errors.js';
 import * as libc from './libc.js';
 
 /** struct iocb and struct io_event, linux/aio_abi.h. */
@@ -12,7 +13,16 @@ const IOCB_BYTES = 64;
 const EVENT_BYTES = 32;
 const IOCB_CMD_PREAD = 0;
 const IOCB_CMD_PWRITE = 1;
+const IOCB_CMD_PWRITEV = 8;
+/** struct iovec. */
+const VECTOR_BYTES = 16;
 const HALF = 0x1_0000_0000;
+
+/** Memory that takes part in a transfer. */
+export interface Piece {
+  readonly address: number;
+  readonly lengthBytes: number;
+}
 
 /** Transfers in slots, which the caller numbers: one in hand at a time in each. */
 export class AioQueue {
@@ -21,13 +31,16 @@ export class AioQueue {
   readonly #address: number;
   readonly #pointersAt: number;
   readonly #eventsAt: number;
+  readonly #vectorsAt: number;
   #prepared = 0;
+  #vectors = 0;
 
   private constructor(context: number, slots: number) {
     this.#context = context;
     this.#pointersAt = slots * IOCB_BYTES;
     this.#eventsAt = this.#pointersAt + slots * 8;
-    const memory = libc.mapLocked(this.#eventsAt + slots * EVENT_BYTES);
+    this.#vectorsAt = this.#eventsAt + slots * EVENT_BYTES;
+    const memory = libc.mapLocked(this.#vectorsAt + slots * VECTOR_BYTES);
     this.#view = new DataView(memory.bytes);
     this.#address = memory.address;
   }
@@ -40,13 +53,32 @@ export class AioQueue {
 
   /** Prepares a transfer; {@link submit} begins it. */
   prepare(slot: number, isWrite: boolean, fd: number, address: number, lengthBytes: number, offset: number): void {
+    this.#prepare(slot, isWrite ? IOCB_CMD_PWRITE : IOCB_CMD_PREAD, fd, address, lengthBytes, offset);
+  }
+
+  /**
+   * Prepares one write of several pieces of memory, one behind another from `offset` on. Before the next {@link submit} as
+   * many pieces in all as there are slots: the kernel has copied the list by then.
+   */
+  prepareGathered(slot: number, fd: number, pieces: readonly Piece[], offset: number): void {
+    const from = this.#vectorsAt + this.#vectors * VECTOR_BYTES;
+    for (const { address, lengthBytes } of pieces) {
+      const at = this.#vectorsAt + this.#vectors++ * VECTOR_BYTES;
+      setU64(this.#view, at, address);
+      setU64(this.#view, at + 8, lengthBytes);
+    }
+    assert(this.#vectorsAt + this.#vectors * VECTOR_BYTES <= this.#view.byteLength, 'all pieces have room');
+    this.#prepare(slot, IOCB_CMD_PWRITEV, fd, this.#address + from, pieces.length, offset);
+  }
+
+  #prepare(slot: number, command: number, fd: number, address: number, length: number, offset: number): void {
     const view = this.#view;
     const at = slot * IOCB_BYTES;
     view.setUint32(at, slot, true);
-    view.setUint16(at + 16, isWrite ? IOCB_CMD_PWRITE : IOCB_CMD_PREAD, true);
+    view.setUint16(at + 16, command, true);
     view.setUint32(at + 20, fd, true);
     setU64(view, at + 24, address);
-    setU64(view, at + 32, lengthBytes);
+    setU64(view, at + 32, length);
     setU64(view, at + 40, offset);
     setU64(view, this.#pointersAt + this.#prepared * 8, this.#address + at);
     this.#prepared++;
@@ -56,6 +88,7 @@ export class AioQueue {
   submit(): number {
     const count = this.#prepared;
     this.#prepared = 0;
+    this.#vectors = 0;
     let taken = 0;
     while (taken < count) {
       const result = libc.aioSubmit(this.#context, count - taken, this.#address + this.#pointersAt + taken * 8);

@@ -6,7 +6,6 @@
  * tried is what runs.
  */
 import type { BlockDevice, IoBuffer } from '../block/device.js';
-import { assert } from '../sys/errors.js';
 
 export interface ReadStep {
   kind: 'read';
@@ -52,37 +51,15 @@ export function performIo(step: IoStep): void {
   }
 }
 
-/**
- * Runs steps to their end in this thread. `wait` sleeps on a word of the shared memory; `perform` executes the I/O. `next`: where
- * they stand, if they were begun; its step, if there is one, is not done yet.
- */
+/** Runs steps to their end in this thread. `wait` sleeps on a word of the shared memory; `perform` executes the I/O. */
 export function runSteps<T>(
   steps: Steps<T>,
   wait: (word: number, value: number) => void,
   perform: (step: IoStep) => void = performIo,
-  next: IteratorResult<Step, T> = steps.next(),
 ): T {
-  const last = runStepsUntil(steps, wait, NEVER, perform, next);
-  assert(last.done === true, 'steps run to their end');
-  return last.value;
-}
-
-const NEVER = (): boolean => false;
-
-/**
- * Runs steps in this thread up to the first one that `isTaken` picks: its effect is then somebody else's, who calls this again
- * when it is done. Or to their end.
- */
-export function runStepsUntil<T>(
-  steps: Steps<T>,
-  wait: (word: number, value: number) => void,
-  isTaken: (step: Step) => boolean,
-  perform: (step: IoStep) => void = performIo,
-  next: IteratorResult<Step, T> = steps.next(),
-): IteratorResult<Step, T> {
+  let next = steps.next();
   while (next.done !== true) {
     const step = next.value;
-    if (isTaken(step)) return next;
     try {
       if (step.kind === 'wait') wait(step.word, step.value);
       else perform(step);
@@ -92,5 +69,5 @@ export function runStepsUntil<T>(
     }
     next = steps.next();
   }
-  return next;
+  return next.value;
 }

@@ -103,7 +103,11 @@ export function worldOf(sizeBytes: number): World {
 }
 
 /** Begins to use a store, as the engine's switch does. */
-export function beginSnapshot({ tracer, memory }: World, config: StoreConfig, device: BlockDevice): void {
+export function beginSnapshot(
+  { tracer, memory }: Pick<World, 'tracer' | 'memory'>,
+  config: StoreConfig,
+  device: BlockDevice,
+): void {
   memory.set(Word.FAILED, 0);
   memory.set(Word.NEXT_SLOT, 0);
   memory.set(

@@ -25,14 +25,13 @@ interface Configuration {
   disk: SimDisk;
 }
 
-/** Requests of one worker at a time: all but one of them wait for the last transfer of a write. */
+/** Requests of one worker at a time, each at any of its steps. */
 const IN_HAND_MAX = 3;
 
 interface Worker {
   /** Each has a request, or none. */
   readonly threads: readonly Thread[];
   readonly tracer: Tracer;
-  readonly scratch: { bytes: Uint8Array; address: number };
   readonly mail: Configuration[];
   generation: number;
 }
@@ -60,8 +59,7 @@ export class Engine {
     scheduler.threads.push(this.control);
     const hooks = { wake: () => undefined, attention: () => this.dropTrust() };
     this.tracer = new Tracer(memory, origin, { ...hooks, refresh: () => undefined });
-    const scratch = () => ({ bytes: new Uint8Array(scenario.scratchBlocks * BLOCK_BYTES), address: 0 });
-    this.buffer = scratch();
+    this.buffer = this.makeScratch();
     for (let number = 0; number < scenario.workers; number++) {
       const refresh = () => {
         if (memory.get(Word.GENERATION) !== worker.generation) takeMail(worker);
@@ -69,7 +67,6 @@ export class Engine {
       const worker: Worker = {
         threads: Array.from({ length: IN_HAND_MAX }, (_, i) => new Thread(`worker ${number}, request ${i}`)),
         tracer: new Tracer(memory, origin, { ...hooks, refresh }),
-        scratch: scratch(),
         mail: [],
         generation: 0,
       };
@@ -79,16 +76,17 @@ export class Engine {
     this.#restBeforeNext = world.random(200);
   }
 
+  /** Memory for copying: of the control thread, or of one request. */
+  makeScratch(): { bytes: Uint8Array; address: number } {
+    return { bytes: new Uint8Array(this.world.scenario.scratchBlocks * BLOCK_BYTES), address: 0 };
+  }
+
   get isIdle(): boolean {
     return this.control.steps === undefined;
   }
 
   tracerOf(worker: number): Tracer {
     return this.#worker(worker).tracer;
-  }
-
-  scratchOf(worker: number): { bytes: Uint8Array; address: number } {
-    return this.#worker(worker).scratch;
   }
 
   #worker(number: number): Worker {
@@ -108,7 +106,7 @@ export class Engine {
     this.#workers.forEach((worker, number) => {
       const busy = worker.threads.filter(({ steps }) => steps !== undefined);
       const idle = worker.threads.find(({ steps }) => steps === undefined);
-      if (idle === undefined || !busy.every(isTransferring) || (busy.length > 0 && random(2) === 0)) return;
+      if (idle === undefined || (busy.length > 0 && random(2) === 0)) return;
       if (busy.length === 0 && random(3) === 0) takeMail(worker);
       const request = clients.take();
       if (request !== undefined) this.world.serve(request, idle, number);
@@ -327,11 +325,6 @@ export class Engine {
 
 /** Blocks at the start that never belong to a store. */
 const USER_BLOCKS = 20;
-
-/** The last step of a write: it needs nothing of its worker any more. */
-function isTransferring({ ios }: Thread): boolean {
-  return ios.length > 0 && ios.every(({ owner, step }) => owner === 'user' && step.kind === 'write');
-}
 
 function takeMail(worker: Worker): void {
   for (let mail = worker.mail.shift(); mail !== undefined; mail = worker.mail.shift()) {

@@ -245,7 +245,7 @@ export class World {
   serve(request: Request, thread: Thread, worker: number): void {
     const { engine } = this;
     const tracer = engine.tracerOf(worker);
-    const context = { worker, scratch: engine.scratchOf(worker) };
+    const context = { worker, scratch: engine.makeScratch() };
     const buffer = { bytes: new Uint8Array(request.lengthBytes), address: 0 };
     this.model.fill(request, buffer.bytes);
     thread.userBytes = buffer.bytes;

@@ -19,7 +19,11 @@ export const VOLUME_COMMANDS: readonly CommandSpec[] = [
         value: 'NAME',
         help: 'Name of the volume, 1 to 64 of A-Z a-z 0-9 . _ -. Default: the base name of the origin.',
       },
-      { long: '--workers', value: 'N', help: 'How many threads may serve the volume at once, 1 to 64.' },
+      {
+        long: '--workers',
+        value: 'N',
+        help: 'How many threads may serve the volume at once, 1 to 64. Default: one a CPU, 2 to 8.',
+      },
       { long: '--read-only', help: 'Let nobody write to the volume.' },
       { long: '--raw', help: 'Take a file that looks like another image format (qcow2) as raw bytes.' },
       {

@@ -28,10 +28,10 @@ export interface SessionTarget {
   write(buffer: WireBuffer, lengthBytes: number, offset: number): void;
   zero(offset: number, lengthBytes: number, unmap: boolean): void;
   flush(): void;
-  /** As `read`, but leaves the transfer to the caller. */
-  beginRead?(buffer: WireBuffer, lengthBytes: number, offset: number): Transfer;
-  /** As `write`, but leaves the last transfer to the caller; undefined where there is none left. */
-  beginWrite?(buffer: WireBuffer, lengthBytes: number, offset: number): Transfer | undefined;
+  /** As `read`, but leaves the transfers to the caller. */
+  beginRead?(buffer: WireBuffer, lengthBytes: number, offset: number): Next;
+  /** As `write`, but leaves the transfers to the caller. */
+  beginWrite?(buffer: WireBuffer, lengthBytes: number, offset: number): Next;
 }
 
 export type Served = 'served' | 'empty' | 'ended';
@@ -53,25 +53,40 @@ const SECTOR_BYTES = 512;
 export const ASYNC_BYTES_MAX = 65_536;
 const FALLOCATE_MODES = { PUNCH_KEEP: 3, ZERO_RANGE: 0x10, ZERO_KEEP: 0x11 } as const;
 
-/** A transfer between the buffer's data area and a descriptor, which the kernel may do while its thread goes on. */
+/** What a request that was begun needs next; undefined: nothing, it can be answered. */
+export type Next = Transfer | Wait | undefined;
+
+/** A transfer between memory and a descriptor, which the kernel may do while its thread goes on. */
 export interface Transfer {
   readonly isWrite: boolean;
   readonly fd: number;
+  /** Of the memory. */
+  readonly address: number;
   readonly lengthBytes: number;
   readonly offset: number;
-  /** It was done wholly. May throw what the request is answered with. */
-  done(): void;
-  /** It was not: does it in this thread, or throws why it cannot be done. */
-  again(): void;
+  /** It was done wholly: goes on. May throw what the request is answered with. */
+  done(): Next;
+  /** It was not: does it in this thread and goes on, or throws why it cannot be done. */
+  again(): Next;
+}
+
+/** Something that other requests have to do first, of this thread or of others. */
+export interface Wait {
+  isOver(): boolean;
+  /** Sleeps until it may be over, so long at most. */
+  sleep(timeoutMs: number): void;
+  /** Looks again, and goes on. */
+  goOn(): Next;
 }
 
 /** Hears of every request that is answered with an I/O error, with its cause. */
 export type OnError = (operation: string, error: unknown) => void;
 
-/** A request that was taken, and what its answer waits for. */
-export interface Begun {
+/** A request that was taken and is not answered yet. */
+export interface Begun extends Range {
   readonly header: RequestHeader;
-  readonly transfer: Transfer;
+  /** What its answer waits for. */
+  next: Transfer | Wait;
 }
 
 /**
@@ -83,29 +98,56 @@ export function serveOne(fd: number, target: SessionTarget, buffer: WireBuffer, 
   return typeof header === 'string' ? header : answer(fd, buffer, header, execute(header, target, buffer, onError));
 }
 
-/** As {@link serveOne}, but leaves the transfer of a small read or write to the caller, who then calls {@link endOne}. */
+/** As {@link serveOne}, but leaves the transfers of a small read or write to the caller, who then calls {@link goOn}. */
 export function beginOne(fd: number, target: SessionTarget, buffer: WireBuffer, onError: OnError): Served | Begun {
   const header = take(fd, buffer);
   if (typeof header === 'string') return header;
-  const begun = begin(header, target, buffer, onError);
-  if (begun !== undefined && 'isWrite' in begun) return { header, transfer: begun };
-  return answer(fd, buffer, header, begun);
+  const range = smallRange(header, target, buffer);
+  if (range === undefined) return answer(fd, buffer, header, execute(header, target, buffer, onError));
+  if ('errno' in range) return answer(fd, buffer, header, range);
+  const begin = header.opcode === Opcode.WRITE ? target.beginWrite : target.beginRead;
+  let next: Next;
+  const result = attempt(nameOf(header), range.offset, range.lengthBytes, onError, () => {
+    next = begin?.call(target, buffer, range.lengthBytes, range.offset);
+  });
+  if (next !== undefined) return { header, ...range, next };
+  return answerTransfer(fd, buffer, header, range, result);
 }
 
-/** Answers a request whose transfer has ended, with so many bytes or a negative errno. */
-export function endOne(
+/**
+ * Goes on with a request by `step`, which is what follows the end of the transfer or wait that it was left with. Undefined:
+ * there is another one (`begun.next`); otherwise it is answered.
+ */
+export function goOn(
   fd: number,
   buffer: WireBuffer,
-  { header, transfer }: Begun,
-  bytes: number,
+  begun: Begun,
+  step: () => Next,
   onError: OnError,
-): Served {
-  const { isWrite, offset, lengthBytes } = transfer;
-  const result = attempt(isWrite ? 'write' : 'read', offset, lengthBytes, onError, () => {
-    if (bytes === lengthBytes) transfer.done();
-    else transfer.again();
+): Served | undefined {
+  const { header, offset, lengthBytes } = begun;
+  let next: Next;
+  const result = attempt(nameOf(header), offset, lengthBytes, onError, () => {
+    next = step();
   });
+  if (next === undefined) return answerTransfer(fd, buffer, header, begun, result);
+  begun.next = next;
+  return undefined;
+}
+
+function nameOf({ opcode }: RequestHeader): string {
+  return opcode === Opcode.WRITE ? 'write' : 'read';
+}
+
+function answerTransfer(
+  fd: number,
+  buffer: WireBuffer,
+  header: RequestHeader,
+  { lengthBytes }: Range,
+  result: Result,
+): Served {
   if (result.errno !== 0) return answer(fd, buffer, header, result);
+  const isWrite = header.opcode === Opcode.WRITE;
   return answer(fd, buffer, header, data(isWrite ? buffer.encodeWritten(lengthBytes) : lengthBytes));
 }
 
@@ -151,31 +193,12 @@ function data(dataBytes: number | undefined): Result {
   return dataBytes === undefined ? failed(EPROTO) : { errno: 0, dataBytes };
 }
 
-/** Executes one request, or all of it but one transfer. */
-function begin(
-  header: RequestHeader,
-  target: SessionTarget,
-  buffer: WireBuffer,
-  onError: OnError,
-): Result | Transfer | undefined {
-  if (header.opcode === Opcode.READ && target.beginRead !== undefined) {
-    const range = readRange(header, target, buffer);
-    if ('errno' in range) return range;
-    if (range.lengthBytes <= ASYNC_BYTES_MAX) return target.beginRead(buffer, range.lengthBytes, range.offset);
-  } else if (header.opcode === Opcode.WRITE && target.beginWrite !== undefined) {
-    const range = writeRange(header, target, buffer);
-    if ('errno' in range) return range;
-    const { lengthBytes, offset } = range;
-    if (lengthBytes <= ASYNC_BYTES_MAX) {
-      let transfer: Transfer | undefined;
-      const result = attempt('write', offset, lengthBytes, onError, () => {
-        transfer = target.beginWrite?.(buffer, lengthBytes, offset);
-      });
-      if (transfer !== undefined) return transfer;
-      return result.errno === 0 ? data(buffer.encodeWritten(lengthBytes)) : result;
-    }
-  }
-  return execute(header, target, buffer, onError);
+/** The range of a read or write whose transfers can be left to the caller, or its answer; undefined for everything else. */
+function smallRange(header: RequestHeader, target: SessionTarget, buffer: WireBuffer): Range | Result | undefined {
+  let range: Range | Result | undefined;
+  if (header.opcode === Opcode.READ && target.beginRead !== undefined) range = readRange(header, target, buffer);
+  if (header.opcode === Opcode.WRITE && target.beginWrite !== undefined) range = writeRange(header, target, buffer);
+  return range !== undefined && 'lengthBytes' in range && range.lengthBytes > ASYNC_BYTES_MAX ? undefined : range;
 }
 
 /** Executes one request; undefined where the protocol has no reply. */
