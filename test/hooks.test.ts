@@ -68,7 +68,7 @@ describe('hooks', { skip: CANNOT, concurrency: 2 }, () => {
       cowbird.setupSnapshot(
         node,
         `${mnt}/.cow`,
-        232,
+        235,
         { ...STORE, preFreeze, postThaw: `echo thawed >> ${log}`, hookTimeoutSeconds: 1 },
         lab.client,
       );
@@ -91,16 +91,16 @@ describe('hooks', { skip: CANNOT, concurrency: 2 }, () => {
     await assert.rejects(
       cowbird.setupTogether(
         [
-          { device: node, cowFile: `${mnt}/.cow`, minor: 232, ...STORE },
-          { device: raw, cowFile: lab.path('store'), minor: 233, ...STORE },
+          { device: node, cowFile: `${mnt}/.cow`, minor: 236, ...STORE },
+          { device: raw, cowFile: lab.path('store'), minor: 237, ...STORE },
         ],
         { preFreeze: `echo "$COWBIRD_MINORS" >> ${log}`, postThaw: 'exit 1' },
         lab.client,
       ),
       { code: 'ECANCELED', outcome: 'partial' },
     );
-    assert.deepEqual(linesOf(log), ['232 233']);
-    for (const minor of [232, 233]) assert.equal((await lab.status(minor)).state, 3);
+    assert.deepEqual(linesOf(log), ['236 237']);
+    for (const minor of [236, 237]) assert.equal((await lab.status(minor)).state, 3);
   });
 
   it('after the thaw run also when the engine ends before it comes to that', async (t) => {
