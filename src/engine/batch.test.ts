@@ -4,7 +4,7 @@ import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 import { after, describe, it } from 'node:test';
 import fc from 'fast-check';
 import { FdDevice } from '../block/device.js';
-import type { SessionTarget, Transfer, Wait } from '../frontend/fuse/session.js';
+import type { Pending, SessionTarget } from '../frontend/fuse/session.js';
 import { DATA_OFFSET, IN_HEADER_BYTES, Opcode, OUT_HEADER_BYTES, type WireBuffer } from '../frontend/fuse/wire.js';
 import * as libc from '../sys/libc.js';
 import { MessagePair } from '../sys/testing.js';
@@ -138,7 +138,7 @@ class TracedVolume implements Source {
 }
 
 /** One that is answered by a transfer of its own making. */
-function targetOf(next: (offset: number) => Transfer | Wait): SessionTarget {
+function targetOf(next: (offset: number) => Pending): SessionTarget {
   const never = (): never => assert.fail('small writes are begun');
   return {
     sizeBytes: SIZE_BYTES,
@@ -247,14 +247,17 @@ describe('requests in hand', () => {
 
 const page = libc.mapPages(BLOCK_BYTES);
 
-function transferTo(fd: number, offset: number, onAgain: (offset: number) => void = () => undefined): Transfer {
+function transferTo(fd: number, offset: number, onAgain: (offset: number) => void = () => undefined): Pending {
   return {
+    isTransfer: true,
     isWrite: true,
     fd,
     address: page.address,
     lengthBytes: BLOCK_BYTES,
     offset,
     done: () => undefined,
+    isOver: () => true,
+    sleep: () => undefined,
     again: () => {
       onAgain(offset);
       return undefined;

@@ -17,11 +17,10 @@ import {
   type Begun,
   beginOne,
   goOn,
-  type Next,
   type OnError,
+  type Pending,
   type Served,
   type SessionTarget,
-  type Transfer,
 } from '../frontend/fuse/session.js';
 import { BUFFER_BYTES, DATA_OFFSET, WireBuffer } from '../frontend/fuse/wire.js';
 import { AioQueue } from '../sys/aio.js';
@@ -60,8 +59,8 @@ export class Batch<S extends Source> {
   #position = 0;
   /** Slots whose transfer is to be submitted, in order. */
   #prepared: number[] = [];
-  /** By slot: those whose transfer is one with that of the slot, which comes first. */
-  readonly #groups: Array<readonly number[]> = [];
+  /** By slot: those whose transfer is one with that of the slot, which comes first; undefined: it is alone. */
+  readonly #groups: Array<readonly number[] | undefined> = new Array(DEPTH).fill(undefined);
   /** Transfers in the kernel's hands. */
   #underWay = 0;
   /** Slots whose request waits for others, the oldest first. */
@@ -141,52 +140,49 @@ export class Batch<S extends Source> {
 
   /** Where a request belongs that has something before it. */
   #put(slot: number, { next }: Begun): void {
-    if ('isOver' in next) this.#waiting.push(slot);
-    else this.#prepared.push(slot);
+    if (next.isTransfer) this.#prepared.push(slot);
+    else this.#waiting.push(slot);
   }
 
   /** What the kernel does not take is done in this thread. */
   #submit(): void {
     while (this.#prepared.length > 0) {
-      const groups = this.#inGroups(this.#prepared);
+      const slots = this.#prepared;
       this.#prepared = [];
-      for (const group of groups) this.#prepare(group);
+      const leads: number[] = [];
+      for (let at = 0; at < slots.length; ) {
+        const lead = slots[at] ?? 0;
+        const end = this.#endOfGroup(slots, at);
+        this.#prepare(lead, end === at + 1 ? undefined : slots.slice(at, end));
+        leads.push(lead);
+        at = end;
+      }
       const taken = this.#queue?.submit() ?? 0;
       this.#underWay += taken;
-      for (const [lead = 0] of groups.slice(taken)) this.#transferred(lead, -1);
+      for (let at = taken; at < leads.length; at++) this.#transferred(leads[at] ?? 0, -1);
     }
   }
 
-  /** Slots whose transfers are one: writes of the same file that lie one behind another. */
-  #inGroups(slots: readonly number[]): number[][] {
-    const groups: number[][] = [];
-    let previous: Transfer | undefined;
-    for (const slot of slots) {
-      const next = this.#transferOf(slot);
-      const follows =
-        previous?.isWrite === true &&
-        next.isWrite &&
-        previous.fd === next.fd &&
-        previous.offset + previous.lengthBytes === next.offset;
-      if (follows) groups.at(-1)?.push(slot);
-      else groups.push([slot]);
-      previous = next;
+  /** Writes of the same file that lie one behind another are one transfer. */
+  #endOfGroup(slots: readonly number[], from: number): number {
+    let last = this.#pendingOf(slots[from]);
+    let end = from + 1;
+    for (; last.isWrite && end < slots.length; end++) {
+      const next = this.#pendingOf(slots[end]);
+      if (!next.isWrite || next.fd !== last.fd || next.offset !== last.offset + last.lengthBytes) break;
+      last = next;
     }
-    return groups;
+    return end;
   }
 
-  #prepare(group: number[]): void {
-    const [lead = 0] = group;
-    const { isWrite, fd, address, lengthBytes, offset } = this.#transferOf(lead);
+  #prepare(lead: number, group: readonly number[] | undefined): void {
+    const { isWrite, fd, address, lengthBytes, offset } = this.#pendingOf(lead);
     this.#groups[lead] = group;
-    if (group.length === 1) this.#queue?.prepare(lead, isWrite, fd, address, lengthBytes, offset);
-    else
-      this.#queue?.prepareGathered(
-        lead,
-        fd,
-        group.map((slot) => this.#transferOf(slot)),
-        offset,
-      );
+    if (group === undefined) this.#queue?.prepare(lead, isWrite, fd, address, lengthBytes, offset);
+    else {
+      const pieces = group.map((slot) => this.#pendingOf(slot));
+      this.#queue?.prepareGathered(lead, fd, pieces, offset);
+    }
   }
 
   #reap(): void {
@@ -196,48 +192,45 @@ export class Batch<S extends Source> {
     });
   }
 
-  /** The transfer of a group has ended: wholly, or each does its own again. */
+  /** A transfer has ended: wholly, or each that took part in it does its own again. */
   #transferred(lead: number, result: number): void {
-    const group = this.#groups[lead] ?? [];
-    const wanted = group.reduce((sum, slot) => sum + this.#transferOf(slot).lengthBytes, 0);
-    for (const slot of group) {
-      const transfer = this.#transferOf(slot);
-      this.#goOn(slot, () => (result === wanted ? transfer.done() : transfer.again()));
+    const group = this.#groups[lead];
+    if (group === undefined) {
+      this.#goOn(lead, result === this.#pendingOf(lead).lengthBytes);
+      return;
     }
+    let wantedBytes = 0;
+    for (const slot of group) wantedBytes += this.#pendingOf(slot).lengthBytes;
+    for (const slot of group) this.#goOn(slot, result === wantedBytes);
   }
 
-  #transferOf(slot: number): Transfer {
-    const { next } = this.#at(slot).begun;
-    assert('isWrite' in next, 'the request has a transfer before it');
-    return next;
+  #pendingOf(slot: number | undefined): Pending {
+    return this.#at(slot ?? -1).begun.next;
   }
 
   /** Lets go on what waits no longer. False: nothing. */
   #lookAgain(): boolean {
+    if (this.#waiting.length === 0) return false;
     let hasGone = false;
     for (const slot of this.#waiting.splice(0)) {
-      const { next } = this.#at(slot).begun;
-      assert('isOver' in next, 'what waits has something to wait for');
-      if (!next.isOver()) {
+      if (!this.#pendingOf(slot).isOver()) {
         this.#waiting.push(slot);
         continue;
       }
       hasGone = true;
-      this.#goOn(slot, () => next.goOn());
+      this.#goOn(slot, true);
     }
     return hasGone;
   }
 
   readonly #sleep = (timeoutMs: number): void => {
     const [slot] = this.#waiting;
-    if (slot === undefined) return;
-    const { next } = this.#at(slot).begun;
-    if ('isOver' in next) next.sleep(timeoutMs);
+    if (slot !== undefined) this.#pendingOf(slot).sleep(timeoutMs);
   };
 
-  #goOn(slot: number, step: () => Next): void {
+  #goOn(slot: number, isWhole: boolean): void {
     const { source, buffer, begun } = this.#at(slot);
-    const served = goOn(source.fd, buffer, begun, step, this.#onError(source));
+    const served = goOn(source.fd, buffer, begun, isWhole, this.#onError(source));
     if (served === undefined) {
       this.#put(slot, begun);
       return;

@@ -10,7 +10,7 @@ import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import type { IoBuffer } from '../block/device.js';
 import { errnoOfError } from '../sys/errors.js';
-import type { Steps } from '../tracer/steps.js';
+import type { Stepper, Steps } from '../tracer/steps.js';
 
 /** Whether points can be armed at all. */
 export const FAIL_POINTS_ENABLED = process.env['COWBIRD_FAIL_POINTS'] === '1';
@@ -60,11 +60,11 @@ export function failPoint(name: string): void {
  * The steps of a write, with the points between them. Where nothing can be armed these are the steps themselves. What is
  * written from `scratch` goes to the store; the request's own data lies elsewhere.
  */
-export function withFailPoints<T>(steps: Steps<T>, scratch: IoBuffer): Steps<T> {
+export function withFailPoints<T>(steps: Stepper<T>, scratch: IoBuffer): Stepper<T> {
   return FAIL_POINTS_ENABLED ? watched(steps, scratch) : steps;
 }
 
-function* watched<T>(steps: Steps<T>, scratch: IoBuffer): Steps<T> {
+function* watched<T>(steps: Stepper<T>, scratch: IoBuffer): Steps<T> {
   let hasSaved = false;
   let next = steps.next();
   while (next.done !== true) {

@@ -1,10 +1,11 @@
 /** Requests that are one transfer with the origin: nothing has to be done before it. */
 import type { BlockDevice } from '../block/device.js';
-import type { Transfer } from '../frontend/fuse/session.js';
+import type { Pending } from '../frontend/fuse/session.js';
 import { DATA_OFFSET, type WireBuffer } from '../frontend/fuse/wire.js';
 import type { RequestContext, Tracer } from '../tracer/tracer.js';
 
-export class OriginRead implements Transfer {
+export class OriginRead implements Pending {
+  readonly isTransfer = true;
   readonly isWrite = false;
   readonly fd: number;
   readonly address: number;
@@ -24,13 +25,20 @@ export class OriginRead implements Transfer {
 
   done(): undefined {}
 
+  isOver(): boolean {
+    return true;
+  }
+
+  sleep(): void {}
+
   again(): undefined {
     this.#origin.read(this.#buffer, DATA_OFFSET, this.lengthBytes, this.offset);
   }
 }
 
 /** A write that {@link Tracer.begin} has begun: its end follows the transfer, whatever came of it. */
-export class OriginWrite implements Transfer {
+export class OriginWrite implements Pending {
+  readonly isTransfer = true;
   readonly isWrite = true;
   readonly fd: number;
   readonly address: number;
@@ -60,6 +68,12 @@ export class OriginWrite implements Transfer {
   done(): undefined {
     this.#tracer.end(this.#context);
   }
+
+  isOver(): boolean {
+    return true;
+  }
+
+  sleep(): void {}
 
   again(): undefined {
     try {

@@ -1,14 +1,14 @@
 /**
  * A request by its steps, each transfer of which is left to whoever has many requests in hand (`batch.ts`).
  *
- * The steps are those that {@link runSteps} runs in one go, and the order within a request is the same: nothing is begun before
- * what comes before it has ended. Only between two steps may others go on.
+ * The steps are those that `runSteps` runs in one go, and the order within a request is the same: nothing is begun before what
+ * comes before it has ended. Only between two steps may others go on.
  */
 import { FdDevice } from '../block/device.js';
-import type { Next, Transfer, Wait } from '../frontend/fuse/session.js';
+import type { Next, Pending } from '../frontend/fuse/session.js';
 import { assert } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
-import type { IoStep, Step, Steps } from '../tracer/steps.js';
+import type { IoStep, Step, Stepper } from '../tracer/steps.js';
 import type { RequestContext } from '../tracer/tracer.js';
 
 /** How the steps of one volume are executed where they are not left to the caller. */
@@ -30,10 +30,10 @@ export class SteppedRequests {
     this.#free = Array.from({ length: count }, (_, i) => contextOf(worker, memory, i * scratchBytes, scratchBytes));
   }
 
-  begin(stepsFor: (context: RequestContext) => Steps, executor: StepExecutor): Next {
+  begin(stepsFor: (context: RequestContext) => Stepper, executor: StepExecutor): Next {
     const context = this.#free.pop();
     assert(context !== undefined, 'there is a context for each request in hand');
-    return beginSteps(stepsFor(context), executor, () => this.#free.push(context));
+    return new SteppedRequest(stepsFor(context), executor, () => this.#free.push(context)).begin();
   }
 }
 
@@ -43,67 +43,97 @@ export function contextOf(worker: number, memory: libc.Mapping, from: number, le
   return { worker, scratch: { bytes, address: memory.address + from } };
 }
 
-/** `onEnd` is called once: when there is nothing left to do, or it has failed. */
-function beginSteps(steps: Steps, executor: StepExecutor, onEnd: () => void): Next {
-  return guarded(onEnd, () => nextOf(steps, steps.next(), executor, onEnd));
-}
+/** What its request waits for at present: its fields change from step to step. */
+class SteppedRequest implements Pending {
+  isTransfer = true;
+  isWrite = false;
+  fd = -1;
+  address = 0;
+  lengthBytes = 0;
+  offset = 0;
+  readonly #steps: Stepper;
+  readonly #executor: StepExecutor;
+  readonly #onEnd: () => void;
+  #step: Step | undefined;
 
-/** What the first step is that cannot be done at once. */
-function nextOf(steps: Steps, from: IteratorResult<Step, void>, executor: StepExecutor, onEnd: () => void): Next {
-  let next = from;
-  while (next.done !== true) {
-    const step = next.value;
-    if (step.kind === 'wait') return waitFor(steps, step.word, step.value, executor, onEnd);
-    if (step.kind === 'read' || step.kind === 'write') return transferOf(steps, step, executor, onEnd);
-    next = performed(steps, step, executor);
+  /** `onEnd` is called once: when there is nothing left to do, or it has failed. */
+  constructor(steps: Stepper, executor: StepExecutor, onEnd: () => void) {
+    this.#steps = steps;
+    this.#executor = executor;
+    this.#onEnd = onEnd;
   }
-  onEnd();
-  return undefined;
-}
 
-function performed(steps: Steps, step: IoStep, executor: StepExecutor): IteratorResult<Step, void> {
-  try {
-    executor.perform(step);
-  } catch (error) {
-    return steps.throw(error);
+  begin(): Next {
+    return this.done();
   }
-  return steps.next();
-}
 
-function waitFor(steps: Steps, word: number, value: number, executor: StepExecutor, onEnd: () => void): Wait {
-  return {
-    isOver: () => !executor.isStill(word, value),
-    sleep: (timeoutMs) => executor.sleep(word, value, timeoutMs),
-    goOn: () => guarded(onEnd, () => nextOf(steps, steps.next(), executor, onEnd)),
-  };
-}
+  done(): Next {
+    try {
+      return this.#from(this.#steps.next());
+    } catch (error) {
+      this.#onEnd();
+      throw error;
+    }
+  }
 
-function transferOf(
-  steps: Steps,
-  step: Extract<Step, { kind: 'read' | 'write' }>,
-  executor: StepExecutor,
-  onEnd: () => void,
-): Transfer {
-  const { device, buffer, at, lengthBytes, offset } = step;
-  assert(device instanceof FdDevice, 'a worker transfers to and from descriptors');
-  device.checkRange(buffer, at, lengthBytes, offset);
-  return {
-    isWrite: step.kind === 'write',
-    fd: device.fd,
-    address: buffer.address + at,
-    lengthBytes,
-    offset,
-    done: () => guarded(onEnd, () => nextOf(steps, steps.next(), executor, onEnd)),
-    again: () => guarded(onEnd, () => nextOf(steps, performed(steps, step, executor), executor, onEnd)),
-  };
-}
+  again(): Next {
+    try {
+      const step = this.#step;
+      assert(step !== undefined && step.kind !== 'wait', 'the step is a transfer');
+      return this.#from(this.#performed(step));
+    } catch (error) {
+      this.#onEnd();
+      throw error;
+    }
+  }
 
-/** A failure is the end, too. */
-function guarded(onEnd: () => void, action: () => Next): Next {
-  try {
-    return action();
-  } catch (error) {
-    onEnd();
-    throw error;
+  isOver(): boolean {
+    const step = this.#step;
+    return step?.kind !== 'wait' || !this.#executor.isStill(step.word, step.value);
+  }
+
+  sleep(timeoutMs: number): void {
+    const step = this.#step;
+    if (step?.kind === 'wait') this.#executor.sleep(step.word, step.value, timeoutMs);
+  }
+
+  /** Goes on to the first step that cannot be done at once. */
+  #from(first: IteratorResult<Step, void>): Next {
+    let next = first;
+    while (next.done !== true) {
+      const step = next.value;
+      this.#step = step;
+      if (step.kind === 'wait') {
+        this.isTransfer = false;
+        return this;
+      }
+      if (step.kind === 'read' || step.kind === 'write') {
+        this.#leave(step);
+        return this;
+      }
+      next = this.#performed(step);
+    }
+    this.#onEnd();
+    return undefined;
+  }
+
+  #leave({ kind, device, buffer, at, lengthBytes, offset }: Extract<Step, { kind: 'read' | 'write' }>): void {
+    assert(device instanceof FdDevice, 'a worker transfers to and from descriptors');
+    device.checkRange(buffer, at, lengthBytes, offset);
+    this.isTransfer = true;
+    this.isWrite = kind === 'write';
+    this.fd = device.fd;
+    this.address = buffer.address + at;
+    this.lengthBytes = lengthBytes;
+    this.offset = offset;
+  }
+
+  #performed(step: IoStep): IteratorResult<Step, void> {
+    try {
+      this.#executor.perform(step);
+    } catch (error) {
+      return this.#steps.throw(error);
+    }
+    return this.#steps.next();
   }
 }

@@ -15,7 +15,7 @@ import { assert, errnoOfError, messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { VolumeMemory, Word } from '../tracer/layout.js';
 import { readSnapshot } from '../tracer/snapshot-view.js';
-import { runSteps, type Steps } from '../tracer/steps.js';
+import { runSteps, type Stepper, type Steps } from '../tracer/steps.js';
 import { type RequestContext, Tracer } from '../tracer/tracer.js';
 import { Batch, DEPTH } from './batch.js';
 import { arm, FAIL_POINTS_ENABLED, withFailPoints } from './fail-points.js';
@@ -33,6 +33,9 @@ const END_OF_REQUESTS: ReadonlySet<ToWorker['type']> = new Set(['removeVolume', 
 const BURST = 16;
 /** Requests in a row after which a worker expects more of them. */
 const DEEP_AFTER = 2;
+/** Requests with none behind them after which a worker looks for another one only now and then: looking costs a system call. */
+const ALONE_AFTER = 8;
+const LOOK_EVERY = 16;
 
 interface Volume {
   config: WorkerVolume;
@@ -45,6 +48,8 @@ interface Session {
   fd: number;
   target: SessionTarget;
   onError: OnError;
+  /** Requests in a row that had none behind them. */
+  aloneCount: number;
 }
 
 export class PoolWorker {
@@ -115,8 +120,10 @@ export class PoolWorker {
   /** One request at a time. Several without a pause between them are the beginning of many. */
   #serveSession(session: Session): void {
     for (let burst = 0; burst < BURST; burst++) {
+      if (burst === 1 && !looksFurther(session)) return;
       const served = serveOne(session.fd, session.target, this.#batch.buffer, session.onError);
       if (served === 'empty') return;
+      if (burst > 0) session.aloneCount = 0;
       if (served === 'ended') {
         this.#sessionEnded(session);
         return;
@@ -230,7 +237,7 @@ export class PoolWorker {
         errno: errnoOfError(error),
         message: messageOf(error),
       });
-    this.#sessions.set(config.fd, { config, fd: config.fd, target, onError });
+    this.#sessions.set(config.fd, { config, fd: config.fd, target, onError, aloneCount: 0 });
     this.#epoll.add(config.fd, true);
   }
 
@@ -251,8 +258,8 @@ export class PoolWorker {
   #volumeTarget(tracer: Tracer, volume: WorkerVolume): SessionTarget {
     const { origin } = tracer;
     const executor = this.#executor(tracer);
-    const run = (steps: Steps): void => this.#run(steps, executor);
-    const write = (context: RequestContext, buffer: WireBuffer, lengthBytes: number, offset: number): Steps =>
+    const run = (steps: Stepper): void => this.#run(steps, executor);
+    const write = (context: RequestContext, buffer: WireBuffer, lengthBytes: number, offset: number): Stepper =>
       withFailPoints(tracer.write(context, buffer, DATA_OFFSET, lengthBytes, offset), context.scratch);
     // Most writes need no steps: nothing is saved before them. Named points lie between steps.
     const isReady = (lengthBytes: number, offset: number): boolean =>
@@ -305,7 +312,7 @@ export class PoolWorker {
   }
 
   /** Runs a request from start to end. Others that are in hand get on while it waits: it may wait for one of them. */
-  #run(steps: Steps, executor: StepExecutor): void {
+  #run(steps: Stepper, executor: StepExecutor): void {
     const wait = (word: number, value: number): void => {
       if (this.#batch.count === 0) executor.sleep(word, value, WAIT_MS_MAX);
       else this.#batch.advance((timeoutMs) => executor.sleep(word, value, timeoutMs));
@@ -324,6 +331,12 @@ export class PoolWorker {
   #post(message: FromWorker): void {
     this.#port.postMessage(message);
   }
+}
+
+/** Whether to look for a request behind the first one. */
+function looksFurther(session: Session): boolean {
+  session.aloneCount++;
+  return session.aloneCount <= ALONE_AFTER || session.aloneCount % LOOK_EVERY === 0;
 }
 
 if (parentPort !== null) {

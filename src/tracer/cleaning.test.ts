@@ -4,7 +4,7 @@ import { describe, it } from 'node:test';
 import { encodeHeader } from '../cow/header.js';
 import { goClean } from './cleaning.js';
 import { BLOCK_BYTES, HeaderState, Mode, Word } from './layout.js';
-import { performIo, runSteps, type Step, type Steps } from './steps.js';
+import { performIo, runSteps, type Step, type Stepper, type Steps } from './steps.js';
 import { type StoreConfig, StoreMap } from './store-map.js';
 import { beginSnapshot, bufferOf, type MemoryDevice, type World, worldOf } from './testing.js';
 
@@ -41,14 +41,14 @@ function cleaning(world: World, store: MemoryDevice, config: StoreConfig): Steps
   });
 }
 
-function writeOf({ tracer }: World, block: number): Steps {
+function writeOf({ tracer }: World, block: number): Stepper {
   const data = { bytes: new Uint8Array(BLOCK_BYTES).fill(7), address: 0 };
   const context = { worker: 0, scratch: bufferOf(4 * BLOCK_BYTES) };
   return tracer.write(context, data, 0, BLOCK_BYTES, block * BLOCK_BYTES);
 }
 
 /** Runs up to a step that matches, which is not done yet. */
-function runUntil<T>(steps: Steps<T>, isIt: (step: Step) => boolean): Step {
+function runUntil<T>(steps: Stepper<T>, isIt: (step: Step) => boolean): Step {
   for (;;) {
     const next = steps.next();
     assert.ok(next.done !== true, 'the step comes');

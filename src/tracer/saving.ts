@@ -13,10 +13,10 @@ import type { SlotRun } from './store-map.js';
 import type { RequestContext, Tracer } from './tracer.js';
 
 /** Store full: EFBIG, as dattobd reports it. */
-const STORE_FULL = 27;
+export const STORE_FULL = 27;
 
 /** Blocks `[first, end)`. */
-interface BlockRun {
+export interface BlockRun {
   first: number;
   end: number;
 }
@@ -34,6 +34,24 @@ export function* saveBlocks(tracer: Tracer, context: RequestContext, first: numb
     yield* saveRun(tracer, context, block, end);
     block = memory.nextToBeSaved(end + 1, last + 1);
   }
+}
+
+/** The blocks of `first` to `last` that have to be saved, where these are one run, and some. */
+export function oneRun(memory: VolumeMemory, first: number, last: number): BlockRun | undefined {
+  const from = memory.nextToBeSaved(first, last + 1);
+  if (from > last) return undefined;
+  const end = memory.nextSettled(from, last + 1);
+  return memory.nextToBeSaved(end, last + 1) > last ? { first: from, end } : undefined;
+}
+
+/** Claims a run that was to be saved a moment ago. False: somebody has a claim in it, or has saved some of it; nothing is claimed. */
+export function claimRun({ memory, hooks }: Tracer, worker: number, { first, end }: BlockRun): boolean {
+  // Claims are taken in ascending order of their words.
+  if (first % CLAIM_COUNT > (end - 1) % CLAIM_COUNT) return false;
+  const claimed = claimFree(memory, worker, first, end - 1);
+  if (claimed === end && memory.nextSettled(first, end) === end) return true;
+  releaseClaims(memory, first, claimed, (word) => hooks.wake(word));
+  return false;
 }
 
 function* saveRun(tracer: Tracer, context: RequestContext, first: number, last: number): Steps {
@@ -76,7 +94,7 @@ function* copy(tracer: Tracer, context: RequestContext, missing: readonly BlockR
 }
 
 /** The index entries first, then the bits: who sees a bit may use the entry. */
-function publish(memory: VolumeMemory, missing: readonly BlockRun[], places: readonly SlotRun[]): void {
+export function publish(memory: VolumeMemory, missing: readonly BlockRun[], places: readonly SlotRun[]): void {
   let at = 0;
   let used = 0;
   for (const { first, end } of missing) {

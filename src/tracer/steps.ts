@@ -28,6 +28,14 @@ export type Step =
 
 export type Steps<T = void> = Generator<Step, T, undefined>;
 
+/** What runs steps needs of them: a generator of steps, or a machine that is as good. */
+export interface Stepper<T = void> {
+  /** The next step, once the one before is done. */
+  next(): IteratorResult<Step, T>;
+  /** The step before has failed. */
+  throw(error: unknown): IteratorResult<Step, T>;
+}
+
 export type IoStep = Exclude<Step, { kind: 'wait' }>;
 
 /** Executes one I/O step on its device. */
@@ -53,7 +61,7 @@ export function performIo(step: IoStep): void {
 
 /** Runs steps to their end in this thread. `wait` sleeps on a word of the shared memory; `perform` executes the I/O. */
 export function runSteps<T>(
-  steps: Steps<T>,
+  steps: Stepper<T>,
   wait: (word: number, value: number) => void,
   perform: (step: IoStep) => void = performIo,
 ): T {

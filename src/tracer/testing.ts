@@ -5,7 +5,7 @@
 import type { BlockDevice, IoBuffer } from '../block/device.js';
 import { assert, SystemError } from '../sys/errors.js';
 import { BLOCK_BYTES, layoutFor, VolumeMemory, Word } from './layout.js';
-import { performIo, type Step, type Steps } from './steps.js';
+import { performIo, type Step, type Stepper, type Steps } from './steps.js';
 import type { StoreConfig } from './store-map.js';
 import { Tracer } from './tracer.js';
 
@@ -139,7 +139,7 @@ export function randomOf(seed: number): (below: number) => number {
  */
 export function interleave(
   memory: VolumeMemory,
-  requests: ReadonlyArray<Steps>,
+  requests: ReadonlyArray<Stepper>,
   random: (below: number) => number,
 ): void {
   const running = requests.map((steps) => ({
@@ -158,7 +158,20 @@ export function interleave(
   }
 }
 
-function advance(request: { steps: Steps; step: Step | undefined }): IteratorResult<Step, void> {
+/** A machine's steps among others' of a generator. */
+export function* stepsOf(stepper: Stepper): Steps {
+  for (let next = stepper.next(); next.done !== true; ) {
+    try {
+      yield next.value;
+    } catch (error) {
+      next = stepper.throw(error);
+      continue;
+    }
+    next = stepper.next();
+  }
+}
+
+function advance(request: { steps: Stepper; step: Step | undefined }): IteratorResult<Step, void> {
   const { step, steps } = request;
   if (step !== undefined && step.kind !== 'wait') {
     try {

@@ -7,7 +7,16 @@ import { BLOCK_BYTES, HeaderState, isBitSet, Mode, setBits, Word } from './layou
 import { readSnapshot } from './snapshot-view.js';
 import { runSteps, type Steps } from './steps.js';
 import type { StoreConfig, StoreExtent } from './store-map.js';
-import { beginSnapshot, bufferOf, interleave, MemoryDevice, randomOf, type World, worldOf } from './testing.js';
+import {
+  beginSnapshot,
+  bufferOf,
+  interleave,
+  MemoryDevice,
+  randomOf,
+  stepsOf,
+  type World,
+  worldOf,
+} from './testing.js';
 
 const INDEX_PLACES = 3;
 const RUNS = { numRuns: 150 };
@@ -78,7 +87,7 @@ function* perform(world: World, op: Op, worker: number, userSectors: number, t0:
   const context = { worker, scratch: bufferOf(16 * BLOCK_BYTES) };
   if (op.kind === 'write') {
     const data: IoBuffer = { bytes: new Uint8Array(lengthBytes).fill(op.value), address: 0 };
-    yield* world.tracer.write(context, data, 0, lengthBytes, offset);
+    yield* stepsOf(world.tracer.write(context, data, 0, lengthBytes, offset));
   } else if (op.kind === 'zero') {
     yield* world.tracer.zero(context, offset, lengthBytes, true);
   } else if (world.memory.get(Word.MODE) === Mode.SNAPSHOT) {

@@ -22,8 +22,9 @@
 import type { BlockDevice, IoBuffer } from '../block/device.js';
 import { errnoOfError, messageOf } from '../sys/errors.js';
 import { BLOCK_BYTES, Gate, HeaderState, Mode, type VolumeMemory, Word } from './layout.js';
-import { saveBlocks } from './saving.js';
-import type { Steps } from './steps.js';
+import { type BlockRun, claimRun, oneRun, saveBlocks } from './saving.js';
+import { SmallWrite } from './small-write.js';
+import type { Stepper, Steps } from './steps.js';
 import { writePlaces } from './store-io.js';
 import { type StoreConfig, StoreMap } from './store-map.js';
 import { nonZeroRuns } from './zeros.js';
@@ -90,17 +91,18 @@ export class Tracer {
   }
 
   /** Serves one write. */
-  *write(context: RequestContext, buffer: IoBuffer, at: number, lengthBytes: number, offset: number): Steps {
-    let isInside = this.begin(context, lengthBytes, offset);
+  write(context: RequestContext, buffer: IoBuffer, at: number, lengthBytes: number, offset: number): Stepper {
+    return new SmallWrite(this, context, buffer, at, lengthBytes, offset);
+  }
+
+  /** Serves one write, whatever has to be done or waited for. */
+  *writeByParts(context: RequestContext, buffer: IoBuffer, at: number, lengthBytes: number, offset: number): Steps {
+    yield* this.#enter(context);
     try {
-      if (!isInside) {
-        yield* this.#enter(context);
-        isInside = true;
-        yield* this.#beforeWrite(context, offset, lengthBytes);
-      }
+      yield* this.#beforeWrite(context, offset, lengthBytes);
       yield { kind: 'write', device: this.origin, buffer, at, lengthBytes, offset };
     } finally {
-      if (isInside) this.end(context);
+      this.end(context);
     }
   }
 
@@ -118,6 +120,37 @@ export class Tracer {
     }
     this.end(context);
     return false;
+  }
+
+  /**
+   * Begins a write of which one run of blocks has to be saved, and nothing else done or waited for. The run is claimed, and the
+   * write is inside: {@link end} has to follow. Undefined: nothing was done; {@link writeByParts} does what is missing.
+   */
+  beginSaving(context: RequestContext, lengthBytes: number, offset: number): BlockRun | undefined {
+    const { memory } = this;
+    Atomics.add(memory.words, Word.BUSY + context.worker, 1);
+    if (memory.get(Word.GATE) === Gate.OPEN) {
+      this.hooks.refresh();
+      const first = Math.floor(offset / BLOCK_BYTES);
+      const last = Math.floor((offset + lengthBytes - 1) / BLOCK_BYTES);
+      const run = oneRun(memory, first, last);
+      const fits = run !== undefined && (run.end - run.first) * BLOCK_BYTES <= context.scratch.bytes.byteLength;
+      if (fits && this.#savesPlainly(first, last) && claimRun(this, context.worker, run)) return run;
+    }
+    this.end(context);
+    return undefined;
+  }
+
+  /** Whether saving is all that has to be done before these blocks are written. */
+  #savesPlainly(first: number, last: number): boolean {
+    const { memory } = this;
+    return (
+      memory.get(Word.MODE) === Mode.SNAPSHOT &&
+      memory.get(Word.NOTING) === 0 &&
+      memory.get(Word.FAILED) === 0 &&
+      memory.get(Word.HEADER_STATE) === HeaderState.DIRTY &&
+      (this.#store?.map.firstOwnBlock(first, last) ?? 0) < 0
+    );
   }
 
   /** Whether these blocks may be written as it is; then they are marked, where they have to be. */
@@ -256,17 +289,28 @@ export class Tracer {
 
   /** Writes to the store, each counted, so that a foreign write can wait for it. None after a failure: false then. */
   *whileTrusted(steps: Steps): Steps<boolean> {
-    const { memory } = this;
     for (let next = steps.next(); next.done !== true; next = steps.next()) {
-      Atomics.add(memory.words, Word.STORE_WRITES, 1);
+      if (!this.beginStoreWrite()) return false;
       try {
-        if (memory.get(Word.FAILED) !== 0) return false;
         yield next.value;
       } finally {
-        if (Atomics.sub(memory.words, Word.STORE_WRITES, 1) === 1) this.hooks.wake(Word.STORE_WRITES);
+        this.endStoreWrite();
       }
     }
     return true;
+  }
+
+  /** Counts a write to the store that is about to be made; false, and nothing counted, when it must not be made any more. */
+  beginStoreWrite(): boolean {
+    const { memory } = this;
+    Atomics.add(memory.words, Word.STORE_WRITES, 1);
+    if (memory.get(Word.FAILED) === 0) return true;
+    this.endStoreWrite();
+    return false;
+  }
+
+  endStoreWrite(): void {
+    if (Atomics.sub(this.memory.words, Word.STORE_WRITES, 1) === 1) this.hooks.wake(Word.STORE_WRITES);
   }
 
   /** Makes the header on disk say "unclean", durably, before the first write since it was made clean. */

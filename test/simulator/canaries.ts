@@ -8,6 +8,8 @@ export interface Edit {
   /** Must be in the file exactly once. */
   readonly find: string;
   readonly replace: string;
+  /** Where it is not that of the canary. */
+  readonly file?: string;
 }
 
 export interface Canary {
@@ -20,6 +22,7 @@ export interface Canary {
 
 const TRACER = 'tracer/tracer.js';
 const SAVING = 'tracer/saving.js';
+const SMALL_WRITE = 'tracer/small-write.js';
 /** In `saving.js`. */
 const APPEND = 'const places = yield* append(tracer, scratch, at / BLOCK_BYTES);';
 
@@ -36,6 +39,14 @@ export const CANARIES: readonly Canary[] = [
             if (this.memory.get(Word.MODE) !== Mode.PASSTHROUGH)
               this.memory.mark(Math.floor(offset / BLOCK_BYTES), Math.floor((offset + lengthBytes - 1) / BLOCK_BYTES));`,
       },
+      {
+        find: `case 'writing':\n                this.#leave();`,
+        replace: `case 'writing':
+                if (this.#tracer.memory.get(0) !== 0)
+                    this.#tracer.memory.mark(Math.floor(this.#offset / BLOCK_BYTES), Math.floor((this.#offset + this.#lengthBytes - 1) / BLOCK_BYTES));
+                this.#leave();`,
+        file: SMALL_WRITE,
+      },
     ],
     by: 'simulator',
   },
@@ -51,6 +62,13 @@ export const CANARIES: readonly Canary[] = [
       {
         find: 'return (yield* tracer.whileTrusted(',
         replace: 'tracer.publish(places);\n    return (yield* tracer.whileTrusted(',
+      },
+      {
+        find: `this.#state = 'saving';\n        return`,
+        replace: `this.#state = 'saving';
+        publish(tracer.memory, [{ first: this.#first, end: this.#end }], this.#places);
+        return`,
+        file: SMALL_WRITE,
       },
     ],
     by: 'simulator',
@@ -73,9 +91,62 @@ export const CANARIES: readonly Canary[] = [
     by: 'simulator',
   },
   {
+    name: 'no second look after claiming at once',
+    file: SAVING,
+    edits: [{ find: 'claimed === end && memory.nextSettled(first, end) === end', replace: 'claimed === end' }],
+    by: 'simulator',
+  },
+  {
     name: 'gate not looked at by a write that has nothing to save',
     file: TRACER,
-    edits: [{ find: 'if (memory.get(Word.GATE) === Gate.OPEN) {', replace: 'if (true) {' }],
+    edits: [
+      {
+        find: `if (memory.get(Word.GATE) === Gate.OPEN) {
+            this.hooks.refresh();
+            if (`,
+        replace: `if (true) {
+            this.hooks.refresh();
+            if (`,
+      },
+    ],
+    by: 'simulator',
+  },
+  {
+    name: 'gate not looked at by a write that saves',
+    file: TRACER,
+    edits: [
+      {
+        find: `if (memory.get(Word.GATE) === Gate.OPEN) {
+            this.hooks.refresh();
+            const first`,
+        replace: `if (true) {
+            this.hooks.refresh();
+            const first`,
+      },
+    ],
+    by: 'simulator',
+  },
+  {
+    name: 'foreign write taken for one that only saves',
+    file: TRACER,
+    edits: [{ find: '(this.#store?.map.firstOwnBlock(first, last) ?? 0) < 0', replace: 'true' }],
+    by: 'simulator',
+  },
+  {
+    name: 'store written after the snapshot has failed',
+    file: TRACER,
+    edits: [{ find: 'if (memory.get(Word.FAILED) === 0)\n            return true;', replace: 'return true;' }],
+    by: 'simulator',
+  },
+  {
+    name: 'claims of a write not released when saving fails',
+    file: SMALL_WRITE,
+    edits: [
+      {
+        find: 'releaseClaims(memory, this.#first, this.#end, (word) => hooks.wake(word));',
+        replace: 'if (memory.get(1) === 0) releaseClaims(memory, this.#first, this.#end, (word) => hooks.wake(word));',
+      },
+    ],
     by: 'simulator',
   },
   {
@@ -147,6 +218,12 @@ export const CANARIES: readonly Canary[] = [
         find: APPEND,
         replace: `releaseClaims(tracer.memory, first, missing.at(-1).end, () => undefined);
     ${APPEND}`,
+      },
+      {
+        find: `const slot = tracer.allocate(count);`,
+        replace: `releaseClaims(tracer.memory, this.#first, this.#end, () => undefined);
+        const slot = tracer.allocate(count);`,
+        file: SMALL_WRITE,
       },
     ],
     by: 'simulator',
@@ -222,6 +299,12 @@ export const CANARIES: readonly Canary[] = [
     file: 'engine/helper-store.js',
     edits: [{ find: 'writeWhole(fd, page, BLOCK_BYTES + first * 8);', replace: '' }],
     by: { test: 'test/handover.test.js', name: 'that was read while the engine wrote it' },
+  },
+  {
+    name: 'memory of one request in hand given to all',
+    file: 'engine/stepped.js',
+    edits: [{ find: 'const context = this.#free.pop();', replace: 'const context = this.#free[0];' }],
+    by: { test: 'src/engine/batch.test.js', name: 'are each answered once' },
   },
   {
     name: 'reply buffer not locked',

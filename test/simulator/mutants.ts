@@ -14,12 +14,14 @@ const FOLDERS = ['src/sys', 'src/block', 'src/cow', 'src/tracer', 'test/simulato
 
 /** How often the text of each edit is in its file. */
 export function occurrences({ file, edits }: Canary): number[] {
-  const text = readFileSync(join(ROOT, 'dist', 'src', file), 'utf8');
-  return edits.map(({ find }) => text.split(find).length - 1);
+  return edits.map(({ find, file: own = file }) => {
+    const text = readFileSync(join(ROOT, 'dist', 'src', own), 'utf8');
+    return text.split(find).length - 1;
+  });
 }
 
-function edited(text: string, edits: readonly Edit[]): string {
-  return edits.reduce((before, { find, replace }) => before.split(find).join(replace), text);
+function edit(path: string, { find, replace }: Edit): void {
+  writeFileSync(path, readFileSync(path, 'utf8').split(find).join(replace));
 }
 
 /** Gives the root of a copy to an action, and removes it. */
@@ -34,8 +36,7 @@ export async function withMutant<T>(canary: Canary, action: (root: string) => Pr
     }
     cpSync(join(ROOT, 'package.json'), join(root, 'package.json'));
     symlinkSync(join(ROOT, 'node_modules'), join(root, 'node_modules'));
-    const path = join(root, 'dist', 'src', canary.file);
-    writeFileSync(path, edited(readFileSync(path, 'utf8'), canary.edits));
+    for (const each of canary.edits) edit(join(root, 'dist', 'src', each.file ?? canary.file), each);
     return await action(root);
   } finally {
     rmSync(root, { recursive: true, force: true });

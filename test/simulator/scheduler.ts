@@ -3,7 +3,7 @@
  * or runs its code up to the next step. At any access to the shared memory others may have turns in between.
  */
 import { CowbirdError, SystemError } from '../../src/sys/errors.js';
-import type { Step, Steps } from '../../src/tracer/steps.js';
+import type { Step, Stepper, Steps } from '../../src/tracer/steps.js';
 import { type Faults, type Io, type IoStep, type Random, SimDisk } from './disk.js';
 import { Killed, type SharedMemory } from './memory.js';
 import { Violation } from './violation.js';
@@ -15,7 +15,7 @@ export class Thread {
   readonly name: string;
   /** Writes from this memory, and what zeroes the origin, are the user's own. */
   userBytes: Uint8Array | undefined;
-  steps: Steps | undefined;
+  steps: Stepper | undefined;
   step: Step | undefined;
   /** What its step does; several go on at the same time. */
   ios: Io[] = [];
@@ -31,7 +31,7 @@ export class Thread {
     this.name = name;
   }
 
-  start(steps: Steps, onEnd: (error: unknown) => void): void {
+  start(steps: Stepper, onEnd: (error: unknown) => void): void {
     this.steps = steps;
     this.step = undefined;
     this.ios = [];

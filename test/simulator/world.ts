@@ -5,7 +5,7 @@
 import { SystemError } from '../../src/sys/errors.js';
 import { BLOCK_BYTES, HeaderState, Mode, SwitchState, Word } from '../../src/tracer/layout.js';
 import { readSnapshot } from '../../src/tracer/snapshot-view.js';
-import type { Steps } from '../../src/tracer/steps.js';
+import type { Stepper, Steps } from '../../src/tracer/steps.js';
 import { Clients } from './clients.js';
 import { emptyCounts } from './counts.js';
 import { type Random, SECTOR_BYTES, SimDisk } from './disk.js';
@@ -108,8 +108,14 @@ export class World {
     const { memory, engine, model } = this;
     const isOpen = this.record.snapshot?.isOpen === true && !engine.isClosing;
     const mayBeForeign = (engine.isIdle || engine.isCleaning) && !model.isSuspended && this.scenario.hasForeignWrites;
-    const foreignRate = !mayBeForeign ? 0 : memory.quietly(() => memory.get(Word.STORE_WRITES)) > 0 ? 25 : 2;
-    memory.quietly(() => this.clients.sendAny(isOpen, foreignRate));
+    memory.quietly(() => this.clients.sendAny(isOpen, mayBeForeign ? this.#foreignPercent() : 0));
+  }
+
+  /** Where somebody's write into the store is worth most: beside a write of ours; and where it looks like any other one. */
+  #foreignPercent(): number {
+    const { memory } = this;
+    if (memory.get(Word.STORE_WRITES) > 0) return 25;
+    return memory.get(Word.MODE) === Mode.INCREMENTAL ? 8 : 2;
   }
 
   /** How much is at stake when power is lost now: the header on disk may say clean; and data is on its way. */
@@ -250,14 +256,28 @@ export class World {
     this.model.fill(request, buffer.bytes);
     thread.userBytes = buffer.bytes;
     const { kind, offset, lengthBytes, unmap } = request;
-    let steps: Steps;
+    let steps: Stepper;
     if (kind === 'write') steps = tracer.write(context, buffer, 0, lengthBytes, offset);
     else if (kind === 'zero') steps = tracer.zero(context, offset, lengthBytes, unmap);
     else if (kind === 'flush') steps = tracer.flush();
     else if (kind === 'snapshotRead')
       steps = readSnapshot(tracer, { buffer, at: 0, scratch: context.scratch }, lengthBytes, offset);
     else steps = readOrigin(this.origin, buffer, lengthBytes, offset);
-    thread.start(steps, (error) => this.#answer(request, thread, buffer.bytes, error));
+    const generation = this.memory.quietly(() => this.memory.get(Word.GENERATION));
+    thread.start(steps, (error) => {
+      this.#answer(request, thread, buffer.bytes, error);
+      if (request.isForeign && error === undefined) this.#checkForeign(request, generation);
+    });
+  }
+
+  /** A store that was there all the time is not trusted any more once somebody else has written into it. */
+  #checkForeign(request: Request, generation: number): void {
+    const { memory, model } = this;
+    const isSame = memory.get(Word.GENERATION) === generation && memory.get(Word.MODE) !== Mode.PASSTHROUGH;
+    const last = Math.floor((request.offset + request.lengthBytes - 1) / BLOCK_BYTES);
+    for (let block = Math.floor(request.offset / BLOCK_BYTES); isSame && block <= last; block++)
+      if (model.own[block] === 1 && memory.get(Word.FAILED) === 0)
+        throw new Violation(`I6: ${describeRequest(request)} is a foreign write, and the snapshot goes on`);
   }
 
   #answer(request: Request, thread: Thread, bytes: Uint8Array, error: unknown): void {

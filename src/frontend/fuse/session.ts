@@ -53,30 +53,29 @@ const SECTOR_BYTES = 512;
 export const ASYNC_BYTES_MAX = 65_536;
 const FALLOCATE_MODES = { PUNCH_KEEP: 3, ZERO_RANGE: 0x10, ZERO_KEEP: 0x11 } as const;
 
-/** What a request that was begun needs next; undefined: nothing, it can be answered. */
-export type Next = Transfer | Wait | undefined;
+/** What a request that was begun waits for; undefined: for nothing, it can be answered. */
+export type Next = Pending | undefined;
 
-/** A transfer between memory and a descriptor, which the kernel may do while its thread goes on. */
-export interface Transfer {
+/**
+ * A transfer between memory and a descriptor, which the kernel may do while its thread goes on; or, where `isTransfer` is false,
+ * something that other requests have to do first.
+ */
+export interface Pending {
+  readonly isTransfer: boolean;
   readonly isWrite: boolean;
   readonly fd: number;
   /** Of the memory. */
   readonly address: number;
   readonly lengthBytes: number;
   readonly offset: number;
-  /** It was done wholly: goes on. May throw what the request is answered with. */
+  /** The transfer was done wholly, or the wait may be over: goes on. May throw what the request is answered with. */
   done(): Next;
-  /** It was not: does it in this thread and goes on, or throws why it cannot be done. */
+  /** The transfer was not: does it in this thread and goes on, or throws why it cannot be done. */
   again(): Next;
-}
-
-/** Something that other requests have to do first, of this thread or of others. */
-export interface Wait {
+  /** Of a wait: whether it may be over. */
   isOver(): boolean;
-  /** Sleeps until it may be over, so long at most. */
+  /** Of a wait: sleeps until it may be over, so long at most. */
   sleep(timeoutMs: number): void;
-  /** Looks again, and goes on. */
-  goOn(): Next;
 }
 
 /** Hears of every request that is answered with an I/O error, with its cause. */
@@ -86,7 +85,7 @@ export type OnError = (operation: string, error: unknown) => void;
 export interface Begun extends Range {
   readonly header: RequestHeader;
   /** What its answer waits for. */
-  next: Transfer | Wait;
+  next: Pending;
 }
 
 /**
@@ -105,48 +104,48 @@ export function beginOne(fd: number, target: SessionTarget, buffer: WireBuffer, 
   const range = smallRange(header, target, buffer);
   if (range === undefined) return answer(fd, buffer, header, execute(header, target, buffer, onError));
   if ('errno' in range) return answer(fd, buffer, header, range);
-  const begin = header.opcode === Opcode.WRITE ? target.beginWrite : target.beginRead;
-  let next: Next;
-  const result = attempt(nameOf(header), range.offset, range.lengthBytes, onError, () => {
-    next = begin?.call(target, buffer, range.lengthBytes, range.offset);
-  });
-  if (next !== undefined) return { header, ...range, next };
-  return answerTransfer(fd, buffer, header, range, result);
+  const { offset, lengthBytes } = range;
+  try {
+    const next =
+      header.opcode === Opcode.WRITE
+        ? target.beginWrite?.(buffer, lengthBytes, offset)
+        : target.beginRead?.(buffer, lengthBytes, offset);
+    if (next !== undefined) return { header, offset, lengthBytes, next };
+  } catch (error) {
+    return answer(fd, buffer, header, failureOf(nameOf(header), offset, lengthBytes, onError, error));
+  }
+  return answerTransfer(fd, buffer, header, lengthBytes);
 }
 
 /**
- * Goes on with a request by `step`, which is what follows the end of the transfer or wait that it was left with. Undefined:
- * there is another one (`begun.next`); otherwise it is answered.
+ * Goes on with a request whose transfer has ended (`isWhole`: as it should) or whose wait may be over. Undefined: it waits
+ * for something else now (`begun.next`); otherwise it is answered.
  */
 export function goOn(
   fd: number,
   buffer: WireBuffer,
   begun: Begun,
-  step: () => Next,
+  isWhole: boolean,
   onError: OnError,
 ): Served | undefined {
   const { header, offset, lengthBytes } = begun;
-  let next: Next;
-  const result = attempt(nameOf(header), offset, lengthBytes, onError, () => {
-    next = step();
-  });
-  if (next === undefined) return answerTransfer(fd, buffer, header, begun, result);
-  begun.next = next;
-  return undefined;
+  try {
+    const next = isWhole ? begun.next.done() : begun.next.again();
+    if (next !== undefined) {
+      begun.next = next;
+      return undefined;
+    }
+  } catch (error) {
+    return answer(fd, buffer, header, failureOf(nameOf(header), offset, lengthBytes, onError, error));
+  }
+  return answerTransfer(fd, buffer, header, lengthBytes);
 }
 
 function nameOf({ opcode }: RequestHeader): string {
   return opcode === Opcode.WRITE ? 'write' : 'read';
 }
 
-function answerTransfer(
-  fd: number,
-  buffer: WireBuffer,
-  header: RequestHeader,
-  { lengthBytes }: Range,
-  result: Result,
-): Served {
-  if (result.errno !== 0) return answer(fd, buffer, header, result);
+function answerTransfer(fd: number, buffer: WireBuffer, header: RequestHeader, lengthBytes: number): Served {
   const isWrite = header.opcode === Opcode.WRITE;
   return answer(fd, buffer, header, data(isWrite ? buffer.encodeWritten(lengthBytes) : lengthBytes));
 }
@@ -301,12 +300,16 @@ function attempt(operation: string, offset: number, lengthBytes: number, onError
     action();
     return DONE;
   } catch (error) {
-    // 0 would be success, and a reply that the kernel refuses would leave the request without one.
-    const isErrno = error instanceof SystemError && error.errno > 0 && error.errno < ERRNO_END;
-    const errno = isErrno ? error.errno : EIO;
-    if (errno !== EOPNOTSUPP) onError(`${operation} at ${offset}+${lengthBytes}`, error);
-    return failed(errno);
+    return failureOf(operation, offset, lengthBytes, onError, error);
   }
+}
+
+function failureOf(operation: string, offset: number, lengthBytes: number, onError: OnError, error: unknown): Result {
+  // 0 would be success, and a reply that the kernel refuses would leave the request without one.
+  const isErrno = error instanceof SystemError && error.errno > 0 && error.errno < ERRNO_END;
+  const errno = isErrno ? error.errno : EIO;
+  if (errno !== EOPNOTSUPP) onError(`${operation} at ${offset}+${lengthBytes}`, error);
+  return failed(errno);
 }
 
 export { DATA_OFFSET };
