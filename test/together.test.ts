@@ -1,6 +1,7 @@
 /** Several volumes at one instant. */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as pause } from 'node:timers/promises';
@@ -23,17 +24,19 @@ const WRITER = `
     record.writeUInt32LE(i);
     const at = (Math.ceil(i / fds.length) - 1) % 2000;
     fs.writeSync(fds[(i - 1) % fds.length], record, 0, record.length, at * ${RECORD_BYTES});
+    if (i === 4) fs.writeSync(1, 'begun');
   }`;
 
-/** A program that writes ordered records across files or devices, until it is stopped. */
-function orderedWriter(lab: Lab, paths: string[]): () => Promise<void> {
-  const child = spawn(process.execPath, ['-e', WRITER, ...paths], { stdio: ['ignore', 'ignore', 'inherit'] });
+/** A program that writes ordered records across files or devices, until it is stopped; it has begun. */
+async function orderedWriter(lab: Lab, paths: string[]): Promise<() => Promise<void>> {
+  const child = spawn(process.execPath, ['-e', WRITER, ...paths], { stdio: ['ignore', 'pipe', 'inherit'] });
   const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()));
   const stop = async (): Promise<void> => {
     child.kill('SIGKILL');
     await ended;
   };
   lab.onEnd(stop);
+  await Promise.race([once(child.stdout, 'data'), ended]);
   return stop;
 }
 
@@ -85,8 +88,7 @@ async function fileInSnapshot(lab: Lab, device: string, name: string, fsType: st
 describe('several volumes at one instant', { skip: CANNOT, concurrency: 3 }, () => {
   it('have no record without its predecessor, on ext4 and xfs, at setup and at the next transition', async (t) => {
     const { lab, nodes, mounts } = await mountedPair(t);
-    const stop = orderedWriter(lab, [`${mounts[0]}/records`, `${mounts[1]}/records`]);
-    await pause(500);
+    const stop = await orderedWriter(lab, [`${mounts[0]}/records`, `${mounts[1]}/records`]);
     const taken = await cowbird.setupTogether(
       nodes.map((device, i) => ({ device, cowFile: `${mounts[i]}/.cow1`, minor: 220 + i, ...STORE })),
       {},
@@ -116,7 +118,7 @@ describe('several volumes at one instant', { skip: CANNOT, concurrency: 3 }, () 
   it('have no record without its predecessor where no file system is', async (t) => {
     const lab = new Lab(t);
     const nodes = [await lab.attached('a', 40 * MIB), await lab.attached('b', 40 * MIB)];
-    const stop = orderedWriter(lab, nodes);
+    const stop = await orderedWriter(lab, nodes);
     for (let round = 0; round < 3; round++) {
       await pause(100 + Math.random() * 100);
       const taken = await cowbird.setupTogether(
@@ -162,26 +164,38 @@ describe('several volumes at one instant', { skip: CANNOT, concurrency: 3 }, () 
     assert.equal((await lab.status(224)).state, 2);
   });
 
-  it('are not frozen together where one stands on the other', async (t) => {
+  it('cannot stand on each other: an origin on a served volume is refused', async (t) => {
     const lab = new Lab(t);
     const below = await lab.attached('below', 200 * MIB);
     await lab.mkfs(below, 'ext4');
     const mnt = await lab.mount(below);
-    await run('truncate', '-s', '40M', `${mnt}/image`);
-    const { device: above } = await cowbird.attach(`${mnt}/image`, { name: `above-${lab.tag}` }, lab.client);
-    lab.onEnd(() => cowbird.detach(above, lab.client));
+    await run('truncate', '-s', '40M', `${mnt}/image`, `${mnt}/behind`);
+    const loop = (await run('losetup', '-f', '--show', `${mnt}/behind`)).trim();
+    lab.onEnd(() => run('losetup', '-d', loop));
     const before = await traces(lab);
-    const snapshots = [above, below].map((device, i) => ({
-      device,
-      cowFile: lab.path(`store${i}`),
-      minor: 226 + i,
-      ...STORE,
-    }));
+    for (const origin of [`${mnt}/image`, loop]) {
+      await assert.rejects(cowbird.attach(origin, { name: `above-${lab.tag}` }, lab.client), {
+        code: 'EINVAL',
+        message: /which Cowbird serves itself and would wait for: attach it in a daemon of its own/,
+      });
+    }
+    assert.deepEqual(await traces(lab), before);
+  });
+
+  it('have no COW file on each other', async (t) => {
+    const lab = new Lab(t);
+    const nodes = [await lab.attached('a', 20 * MIB), await lab.attached('b', 200 * MIB)];
+    await lab.mkfs(nodes[1] ?? '', 'ext4');
+    const mnt = await lab.mount(nodes[1] ?? '');
+    const before = await traces(lab);
+    const cowFiles = [`${mnt}/store`, lab.path('store')];
+    const snapshots = nodes.map((device, i) => ({ device, cowFile: cowFiles[i] ?? '', minor: 226 + i, ...STORE }));
     await assert.rejects(cowbird.setupTogether(snapshots, {}, lab.client), {
       code: 'EINVAL',
-      message: /one after the other/,
+      message: /a volume that Cowbird serves itself/,
     });
     assert.deepEqual(await traces(lab), before);
+    assert.ok(!existsSync(`${mnt}/store`));
   });
 
   // The point, and how often it is passed before: with two volumes those of the switch are passed twice.
@@ -199,7 +213,7 @@ describe('several volumes at one instant', { skip: CANNOT, concurrency: 3 }, () 
   it('are finished or begun again all of them, wherever the engine ends in the middle', async (t) => {
     const lab = new Lab(t, WITH_FAIL_POINTS);
     const nodes = [await lab.attached('a', 20 * MIB), await lab.attached('b', 20 * MIB)];
-    const stop = orderedWriter(lab, nodes);
+    const stop = await orderedWriter(lab, nodes);
     const minors = [228, 229];
     const store = { storeBytes: 12 * MIB };
     for (const [i, [point, passes]] of POINTS.entries()) {
@@ -238,7 +252,7 @@ describe('several volumes at one instant', { skip: CANNOT, concurrency: 3 }, () 
 
   it('are thawed, all of them, when the engine ends while they are frozen', async (t) => {
     const { lab, nodes, mounts } = await mountedPair(t);
-    const stop = orderedWriter(lab, [`${mounts[0]}/records`, `${mounts[1]}/records`]);
+    const stop = await orderedWriter(lab, [`${mounts[0]}/records`, `${mounts[1]}/records`]);
     for (const [point, passes] of [
       ['frozen', 0],
       ['switched', 0],

@@ -4,9 +4,10 @@ import { dirname, join, resolve } from 'node:path';
 import { type ClientOptions, call, daemonStatus } from '../control/client.js';
 import { pathsFrom } from '../control/paths.js';
 import type { SnapshotStatus, VolumeInfo } from '../control/schema.js';
-import { devicesBelow, isMountedWritable, mountsOn } from '../engine/lookup.js';
+import { isMountedWritable, mountsOn } from '../engine/lookup.js';
 import { isDeadLink } from '../engine/stale.js';
 import type { SourceIdentity } from '../repository/manifest.js';
+import { belowPath } from '../sys/below.js';
 import { deviceNumbersOn } from '../sys/blkdev.js';
 import { DirectReader } from '../sys/direct-reader.js';
 import { CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
@@ -79,8 +80,7 @@ function realPathOrGiven(path: string): string {
 
 /** A repository on the volume would change what is backed up while it is written. @throws {CowbirdError} EINVAL */
 export function requireOffVolume({ volume }: AttachedSource, repository: string, existing: string): void {
-  const { dev } = statSync(existing);
-  const below = devicesBelow(dev);
+  const below = belowPath(existing, { withFiles: true });
   const origin = statSync(volume.origin);
   const isOnVolume = deviceNumbersOn(volume.device).some(({ number }) => below.numbers.has(number));
   const isOnOrigin = below.files.some((file) => origin.isFile() && file.ino === origin.ino && file.dev === origin.dev);

@@ -7,7 +7,6 @@
 import { realpathSync, statSync } from 'node:fs';
 import { dirname, join, relative, resolve } from 'node:path';
 import type { ClientOptions } from '../control/client.js';
-import { devicesBelow } from '../engine/lookup.js';
 import { examineTracking } from '../live/support.js';
 import { DiskFiles } from '../repository/disk-files.js';
 import { IMAGE } from '../repository/layout.js';
@@ -20,6 +19,7 @@ import type { BackupSource } from '../repository/source.js';
 import { newestOf } from '../repository/state.js';
 import { createVersion, type UpdateResult } from '../repository/update.js';
 import type { UpdateOptions } from '../repository/update-options.js';
+import { belowPath } from '../sys/below.js';
 import { deviceNumbersOn } from '../sys/blkdev.js';
 import { assert, CowbirdError } from '../sys/errors.js';
 import {
@@ -315,7 +315,7 @@ export function requireApart({ kind, path }: SourceIdentity, repository: string)
       `${path} lies in the repository ${repository}: a repository cannot hold its own source`,
     );
   }
-  const below = devicesBelow(statSync(existing).dev).numbers;
+  const below = belowPath(existing, { withFiles: false }).numbers;
   if (deviceNumbersOn(path).some(({ number }) => below.has(number)))
     throw new CowbirdError('EINVAL', `${repository} lies on ${path}, which is to be backed up: put it on another disk`);
 }

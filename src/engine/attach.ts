@@ -18,6 +18,7 @@ import { failPoint } from './fail-points.js';
 import { findVolume, refuseInUse, refuseOwnFiles, refuseSecondUse } from './lookup.js';
 import type { SavedVolume, VolumeRecord } from './records.js';
 import { attachedPath } from './saved-state.js';
+import { refuseServed } from './stacking.js';
 import { describeAttached } from './status.js';
 import { saveRecord } from './tracking.js';
 import type { AttachedVolume } from './types.js';
@@ -102,6 +103,7 @@ function checkAttach(context: EngineContext, params: AttachParams): { origin: st
     throw new CowbirdError('EEXIST', `A volume named ${name} is attached already: give another name with --name`);
   }
   refuseSecondUse(context, origin);
+  refuseServed(origin, context.volumes.values());
   refuseOwnFiles(origin, ownFiles(context));
   try {
     refuseForeignLink(link);

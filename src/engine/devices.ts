@@ -6,7 +6,7 @@
  */
 import { statSync } from 'node:fs';
 import { join } from 'node:path';
-import { boundLoops, isBoundLoop } from '../sys/blkdev.js';
+import { isBoundLoop } from '../sys/blkdev.js';
 import { CowbirdError } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { type Opener, openersOf, ownMounts } from '../sys/mounts.js';
@@ -57,7 +57,7 @@ export async function openDevice(
     });
     record.node = node;
     failPoint('loop-bound');
-    undo.add('release the loop device', () => releaseNode(context, node));
+    undo.add('release the loop device', () => releaseNode(context, { node, target }));
   });
   for (const link of options.links) {
     makeLink(link, record.node);
@@ -73,7 +73,7 @@ export async function openDevice(
 export async function closeDevice(context: EngineContext, device: DeviceRecord, fd: number): Promise<void> {
   for (const link of device.links) removeLink(link, device.node);
   failPoint('links-removed');
-  if (isBoundTo(device)) await releaseNode(context, device.node);
+  await releaseNode(context, device);
   failPoint('loop-released');
   if (isMounted(device))
     await withHelper(context, (helper) => helper.call('umount', { target: device.target, lazy: false }));
@@ -86,13 +86,9 @@ function isMounted(device: DeviceRecord): boolean {
   return ownMounts().some((entry) => entry.mountPoint === device.target);
 }
 
-function isBoundTo(device: DeviceRecord): boolean {
-  return boundLoops().some(({ node, backingFile }) => node === device.node && backingFile === device.target);
-}
-
 /** Whether all of a device is up but, possibly, its links. */
 export function isWhole(device: DeviceRecord): boolean {
-  return isMounted(device) && isBoundTo(device);
+  return isMounted(device) && isBoundLoop(device.node, device.target);
 }
 
 /** Makes the links that are missing. */
@@ -104,17 +100,21 @@ export function restoreLinks(device: DeviceRecord): void {
 export async function abandonDevice(context: EngineContext, device: DeviceRecord): Promise<void> {
   for (const link of device.links) removeLink(link, device.node);
   await withHelper(context, async (helper) => {
-    if (isBoundLoop(device.node)) await helper.call('releaseLoop', { node: device.node });
+    const { node, target } = device;
+    if (isBoundLoop(node, target)) await helper.call('releaseLoop', { node, target });
     await helper.call('umount', { target: device.target, lazy: true });
   });
 }
 
-/** Unbinds a loop device and waits until its number is free again. */
-async function releaseNode(context: EngineContext, node: string): Promise<void> {
-  if (!isBoundLoop(node)) return;
-  await withHelper(context, (helper) => helper.call('releaseLoop', { node }));
+/** Unbinds a device's loop device and waits until it is free; its number may be somebody else's at once. */
+async function releaseNode(
+  context: EngineContext,
+  { node, target }: Pick<DeviceRecord, 'node' | 'target'>,
+): Promise<void> {
+  if (!isBoundLoop(node, target)) return;
+  await withHelper(context, (helper) => helper.call('releaseLoop', { node, target }));
   const deadline = Date.now() + RELEASE_WAIT_MS;
-  while (isBoundLoop(node)) {
+  while (isBoundLoop(node, target)) {
     if (Date.now() > deadline) {
       throw new CowbirdError('EBUSY', `${node} is still open somewhere${describe(openersOf(statSync(node).rdev))}`, {
         outcome: 'partial',

@@ -31,7 +31,8 @@ export interface HelperCalls {
     params: { target: string; readOnly: boolean; partitionScan: boolean; logicalSectorBytes: number };
     result: { node: string };
   };
-  releaseLoop: { params: { node: string }; result: null };
+  /** Only while it is bound to `target`. */
+  releaseLoop: { params: { node: string; target: string }; result: null };
   /** EBUSY when the node is mounted or claimed; the other openers are looked up in /proc. */
   probeExclusive: { params: { node: string }; result: null };
   createStore: {

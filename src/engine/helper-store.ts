@@ -21,6 +21,7 @@ import {
 import { basename, dirname, join, relative } from 'node:path';
 import { decodeHeader } from '../cow/header.js';
 import { encodeEntriesFromBitmap } from '../cow/index-codec.js';
+import { belowPath } from '../sys/below.js';
 import { deviceNumber, deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import { type FileExtent, fileExtents, isRealtimeFile, setImmutable } from '../sys/fsfile.js';
@@ -140,8 +141,9 @@ function placeOf(params: Params<'createStore'>): Pick<CreatedStore, 'kind' | 'mo
       `${params.path} is not on the volume ${params.node}; \`cowbird setup-snapshot\` allows that, dbdctl does not`,
     );
   }
+  const { numbers } = belowPath(directory, { withFiles: false });
   for (const node of params.volumeNodes) {
-    if (deviceNumbersOn(node).some(({ number, name }) => isOn(mount, dev, number, name))) {
+    if (numbers.has(deviceNumber(statSync(node).rdev))) {
       throw new CowbirdError(
         'EINVAL',
         `${params.path} lies on ${node}, a volume that Cowbird serves itself: put the COW file on a file system of a disk that is not attached`,

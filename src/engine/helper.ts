@@ -85,8 +85,8 @@ const calls: Implementation = {
       libc.close(fd);
     }
   },
-  releaseLoop({ node }) {
-    releaseLoop(node);
+  releaseLoop({ node, target }) {
+    releaseLoop(node, target);
     return null;
   },
   probeExclusive({ node }) {

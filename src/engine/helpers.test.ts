@@ -11,6 +11,7 @@ function helpersFor(t: TestContext): Helpers {
   const helpers = new Helpers(
     () => undefined,
     () => undefined,
+    () => undefined,
   );
   t.after(() => helpers.killAll());
   return helpers;

@@ -39,15 +39,17 @@ interface Helper {
 export class Helpers {
   readonly #report: (event: EventInput) => void;
   readonly #onEngineHang: () => void;
+  readonly #beforeProcess: () => void;
   readonly #running = new Map<number, Helper>();
   readonly #leaving = new Set<ChildProcess>();
   #resting: { number: number; timer: NodeJS.Timeout } | undefined;
   #waiting: Array<() => void> = [];
   #next = 1;
 
-  constructor(report: (event: EventInput) => void, onEngineHang: () => void) {
+  constructor(report: (event: EventInput) => void, onEngineHang: () => void, beforeProcess: () => void) {
     this.#report = report;
     this.#onEngineHang = onEngineHang;
+    this.#beforeProcess = beforeProcess;
   }
 
   /** Starts a helper, or takes the one that rests; `protocol`: of the process that asks for it. */
@@ -58,6 +60,7 @@ export class Helpers {
       this.#dismiss(rested);
     }
     const program = fileURLToPath(new URL('./helper.js', import.meta.url));
+    this.#beforeProcess();
     const child = fork(program, [String(protocol)], {
       stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
       execArgv: process.execArgv,

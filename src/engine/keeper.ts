@@ -38,6 +38,8 @@ export interface KeeperOptions {
   /** What the engine gets with its start, beside the records. */
   engineStart: unknown;
   onEvent(event: EventInput): void;
+  /** Called before each process is started. */
+  beforeProcess?(): void;
   /** Starts the engine's process. @default fork */
   startProcess?(path: string): ChildProcess;
 }
@@ -76,6 +78,7 @@ export class EngineKeeper {
     this.#helpers = new Helpers(
       (event) => options.onEvent(event),
       () => this.#endHanging(),
+      () => options.beforeProcess?.(),
     );
   }
 
@@ -103,6 +106,7 @@ export class EngineKeeper {
   /** Starts the engine; resolves when it serves what the records hold. An engine that cannot is ended, and started again. */
   async start(): Promise<void> {
     const start = this.#options.startProcess ?? startEngine;
+    this.#options.beforeProcess?.();
     const child = start(this.#options.enginePath);
     reportOutput(child, 'engine', this.#options.onEvent);
     const rpc = new Rpc(childChannel(child), (name, params) => this.#serve(name, params));

@@ -1,6 +1,7 @@
 /** Finding volumes and their mounts; saying who holds what. */
-import { readdirSync, readFileSync, realpathSync, statSync } from 'node:fs';
-import { boundLoops, deviceNumber, deviceNumbersOn, sysfsName } from '../sys/blkdev.js';
+import { realpathSync, statSync } from 'node:fs';
+import { belowPath } from '../sys/below.js';
+import { boundLoops, deviceNumber, deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import { allMounts, type MountEntry, ownMounts, pathOfMount } from '../sys/mounts.js';
 import type { EngineContext } from './context.js';
@@ -154,7 +155,7 @@ export function refuseOwnFiles(origin: string, needed: readonly string[]): void 
   for (const path of needed) {
     const real = realPath(path);
     if (real === undefined) continue;
-    const layers = devicesBelow(statSync(real).dev);
+    const layers = belowPath(real, { withFiles: true });
     const hit = stats.isBlockDevice()
       ? layers.numbers.has(deviceNumber(stats.rdev))
       : layers.files.some((file) => sameFile(file, stats));
@@ -163,38 +164,5 @@ export function refuseOwnFiles(origin: string, needed: readonly string[]): void 
         'EBUSY',
         `${origin} holds ${path}, which Cowbird itself needs: move that to another disk first`,
       );
-  }
-}
-
-/** The block devices and image files that a file system's device stands on, all the way down. */
-export function devicesBelow(dev: number): { numbers: Set<string>; files: Array<{ dev: number; ino: number }> } {
-  const found = { numbers: new Set<string>(), files: [] as { dev: number; ino: number }[] };
-  const loops = boundLoops();
-  const visit = (name: string): void => {
-    const base = `/sys/class/block/${name}`;
-    found.numbers.add(readFileSync(`${base}/dev`, 'utf8').trim());
-    const backing = loops.find((loop) => loop.node === `/dev/${name}`)?.backingFile;
-    const real = backing === undefined || fuseFiles().has(backing) ? undefined : realPath(backing);
-    if (real !== undefined) {
-      const stats = statSync(real);
-      found.files.push(stats);
-      const below = sysfsName(stats.dev);
-      if (below !== undefined) visit(below);
-    }
-    for (const slave of listOptional(`${base}/slaves`)) visit(slave);
-    const parent = realpathSync(base).split('/').at(-2);
-    if (parent !== undefined && listOptional('/sys/class/block').includes(parent)) visit(parent);
-  };
-  const name = sysfsName(dev);
-  if (name !== undefined) visit(name);
-  return found;
-}
-
-function listOptional(path: string): string[] {
-  try {
-    return readdirSync(path);
-  } catch (error) {
-    if (errnoOfError(error) === 2) return [];
-    throw error;
   }
 }

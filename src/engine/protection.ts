@@ -69,6 +69,11 @@ export class GroupGuard {
     if (!STAYS) setInterval(() => this.#look(), LOOK_MS).unref();
   }
 
+  /** Before a process is started: what that takes is charged to the keeper's group, and in a full one it could wait for ever. */
+  leaveNow(): void {
+    if (!STAYS) leave(process.pid, 'keeper', this.#report);
+  }
+
   #look(): void {
     const pid = this.#enginePid();
     const isDue = ++this.#looks % LIMIT_LOOKS === 0;

@@ -157,7 +157,7 @@ async function clearUnknownDevices(context: EngineContext): Promise<void> {
   const targets = ownMounts().filter(({ mountPoint }) => isUnknown(mountPoint));
   if (loops.length + targets.length === 0) return;
   await withHelper(context, async (helper) => {
-    for (const { node } of loops) await helper.call('releaseLoop', { node });
+    for (const { node, backingFile: target } of loops) await helper.call('releaseLoop', { node, target });
     for (const { mountPoint } of targets) await helper.call('umount', { target: mountPoint, lazy: true });
   });
   removeDeadLinks([]);

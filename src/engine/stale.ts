@@ -5,7 +5,7 @@
  */
 import { lstatSync, readdirSync, readlinkSync, rmSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
-import { boundLoops, isBoundLoop, releaseLoop } from '../sys/blkdev.js';
+import { backingFileOf, boundLoops, releaseLoop } from '../sys/blkdev.js';
 import { messageOf } from '../sys/errors.js';
 import { MNT_DETACH, umount } from '../sys/libc.js';
 import { ownMounts } from '../sys/mounts.js';
@@ -30,7 +30,7 @@ export function cleanUpStale(fuseDir: string): string[] {
       );
       continue;
     }
-    attempt(`loop device ${node}`, () => releaseLoop(node));
+    attempt(`loop device ${node}`, () => releaseLoop(node, backingFile));
   }
   for (const { mountPoint } of ownMounts().filter((entry) => entry.mountPoint.startsWith(`${fuseDir}/`))) {
     attempt(`FUSE file ${mountPoint}`, () => umount(mountPoint, MNT_DETACH));
@@ -39,7 +39,7 @@ export function cleanUpStale(fuseDir: string): string[] {
   return messages;
 }
 
-/** Links of ours under /dev whose loop device is bound to nothing any more. */
+/** Links of ours under /dev whose loop device is bound to nothing of ours any more. */
 export function removeDeadLinks(messages: string[]): void {
   const candidates = [
     ...listOptional('/dev')
@@ -59,15 +59,18 @@ export function targetOf(link: string): string {
   return resolve(dirname(link), readlinkSync(link));
 }
 
+/** Where a daemon, whichever, mounts its FUSE files. */
+const FUSE_FILE = /\/fuse\/(volume|snapshot)-[^/]+$/;
+
 /**
- * A symbolic link to a loop device that has no backing file: nothing that anybody could use. One that its owner removes in
- * the meantime is none.
+ * A symbolic link to a loop device that has no backing file: nothing that anybody could use; or one of which no daemon is behind, for the
+ * number is somebody else's by now. One that its owner removes in the meantime is none.
  */
 export function isDeadLink(link: string): boolean {
   if (lstatSync(link, { throwIfNoEntry: false })?.isSymbolicLink() !== true) return false;
   try {
     const target = targetOf(link);
-    return /^\/dev\/loop\d+$/.test(target) && !isBoundLoop(target);
+    return /^\/dev\/loop\d+$/.test(target) && !FUSE_FILE.test(backingFileOf(target) ?? '');
   } catch (error) {
     if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return false;
     throw error;

@@ -26,7 +26,6 @@ import { betweenHooks, type HookParams, hookCall } from './hooks.js';
 import { describeSwitches, type Finished, finishAll, performSwitch } from './pending.js';
 import type { SnapshotRecord } from './records.js';
 import type { HelperSession } from './services.js';
-import { refuseStacked } from './stacking.js';
 import { type PreparedStore, prepareStore, type StoreRequest } from './store-setup.js';
 import { type FreezeTimes, freezeAndSwitch, headerFor } from './tracking.js';
 import type { TakenTogether } from './types.js';
@@ -138,11 +137,6 @@ async function prepareAll(
     prepared.push({ plan, store, next });
     failPoint('header-written');
   }
-  const standing = prepared.map(({ plan: { volume }, store: { config, file } }) => ({
-    volume,
-    store: config.kind === 'device' ? file : undefined,
-  }));
-  refuseStacked(standing);
   return prepared;
 }
 

@@ -125,11 +125,14 @@ function requireSize(fd: number, node: string, sizeBytes: number): void {
   throw new SystemError('LOOP_CONFIGURE', EIO, `${node} has ${deviceBytes} bytes, its file ${sizeBytes}`);
 }
 
-/** Ends a loop device; with openers left the kernel ends it when the last one closes. */
-export function releaseLoop(node: string): void {
+/**
+ * Ends a loop device, if it is bound to this file: its number may be somebody else's by now. With openers left the kernel ends
+ * it when the last one closes.
+ */
+export function releaseLoop(node: string, backingFile: string): void {
   const fd = libc.open(node, libc.O_RDONLY);
   try {
-    libc.ioctlNumber(fd, LOOP_CLR_FD, 0, `LOOP_CLR_FD ${node}`);
+    if (isBoundLoop(node, backingFile)) libc.ioctlNumber(fd, LOOP_CLR_FD, 0, `LOOP_CLR_FD ${node}`);
   } finally {
     libc.close(fd);
   }
@@ -145,15 +148,21 @@ export function boundLoops(): Array<{ node: string; backingFile: string }> {
   const found: Array<{ node: string; backingFile: string }> = [];
   for (const name of readdirSync('/sys/block')) {
     if (!name.startsWith('loop')) continue;
-    const backingFile = readOptional(`/sys/block/${name}/loop/backing_file`);
-    if (backingFile !== undefined) found.push({ node: `/dev/${name}`, backingFile: backingFile.replace(/\n$/, '') });
+    const node = `/dev/${name}`;
+    const backingFile = backingFileOf(node);
+    if (backingFile !== undefined) found.push({ node, backingFile });
   }
   return found;
 }
 
-/** Whether the loop device has a backing file. */
-export function isBoundLoop(node: string): boolean {
-  return readOptional(`/sys/block/${node.slice('/dev/'.length)}/loop/backing_file`) !== undefined;
+/** Whether the loop device has this backing file, now. */
+export function isBoundLoop(node: string, backingFile: string): boolean {
+  return backingFileOf(node) === backingFile;
+}
+
+/** The backing file of a loop device; undefined where it has none. */
+export function backingFileOf(node: string): string | undefined {
+  return readOptional(`/sys/block/${node.slice('/dev/'.length)}/loop/backing_file`)?.replace(/\n$/, '');
 }
 
 function readOptional(path: string): string | undefined {
