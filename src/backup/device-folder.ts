@@ -48,7 +48,7 @@ export function removeDevice(folder: string): void {
   const file = deviceFile(folder);
   const bound = boundLoops().filter(({ backingFile }) => backingFile === file);
   if (bound.some(({ node }) => ownMounts().some(({ source }) => source === node))) return;
-  for (const { node } of bound) releaseLoop(node);
+  for (const { node } of bound) releaseLoop(node, file);
   if (ownMounts().some(({ mountPoint }) => mountPoint === file)) libc.umount(file, libc.MNT_DETACH);
   rmSync(folder, { recursive: true, force: true });
 }

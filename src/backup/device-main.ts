@@ -14,7 +14,7 @@ import { DiskFiles } from '../repository/disk-files.js';
 import type { ReadableFile } from '../repository/files.js';
 import { Repository, versionRecord } from '../repository/repository.js';
 import { openVersion } from '../repository/version.js';
-import { bindLoop, boundLoops, releaseLoop, setAutoClear } from '../sys/blkdev.js';
+import { bindLoop, isBoundLoop, releaseLoop, setAutoClear } from '../sys/blkdev.js';
 import { assert, CowbirdError, codeOf, errnoOfError, messageOf, type Outcome } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { PageFile, type PageFileHandle } from '../sys/page-file.js';
@@ -88,10 +88,9 @@ async function untilEnded(node: string, folder: string, version: number | null):
   });
   // A maker that is gone is heard of here, not as an error of sending.
   process.send?.({ node, version, pid: process.pid } satisfies DeviceAnswer, undefined, undefined, () => undefined);
-  const isBound = (): boolean =>
-    boundLoops().some((loop) => loop.node === node && loop.backingFile === deviceFile(folder));
-  while (isBound()) {
-    if (!process.connected && !isKept) releaseLoop(node);
+  const file = deviceFile(folder);
+  while (isBoundLoop(node, file)) {
+    if (!process.connected && !isKept) releaseLoop(node, file);
     await pause(LOOK_EVERY_MS);
   }
 }

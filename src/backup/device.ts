@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 import * as v from 'valibot';
 import { type ClientOptions, call } from '../control/client.js';
 import { pathsFrom } from '../control/paths.js';
-import { boundLoops, releaseLoop } from '../sys/blkdev.js';
+import { backingFileOf, boundLoops, isBoundLoop, releaseLoop } from '../sys/blkdev.js';
 import { DirectReader } from '../sys/direct-reader.js';
 import { CowbirdError } from '../sys/errors.js';
 import { ownMounts } from '../sys/mounts.js';
@@ -249,9 +249,9 @@ function isSnapshot(node: string): boolean {
 /** Ends a device of ours, and takes away what it leaves where its process was killed. */
 async function release(node: string): Promise<void> {
   const deadline = Date.now() + END_WAIT_MS;
-  const file = boundLoops().find((loop) => loop.node === node)?.backingFile;
-  while (isOurs(node)) {
-    releaseLoop(node);
+  const file = backingFileOf(node);
+  while (file !== undefined && isBoundLoop(node, file)) {
+    releaseLoop(node, file);
     if (Date.now() > deadline) throw new CowbirdError('EBUSY', `${node} is still in use`, { outcome: 'partial' });
     await pause(LOOK_AGAIN_MS);
   }

@@ -57,9 +57,9 @@ const keeper = new EngineKeeper({
   enginePath,
   engineStart: null,
   onEvent: emit,
+  beforeProcess: () => guard.leaveNow(),
 });
-
-new GroupGuard(() => keeper.enginePid, emit);
+const guard = new GroupGuard(() => keeper.enginePid, emit);
 
 async function status(): Promise<DaemonStatus> {
   return {

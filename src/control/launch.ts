@@ -35,7 +35,7 @@ export async function launchDaemon(paths: Paths, env: NodeJS.ProcessEnv): Promis
   const failure = `${paths.runDir}/start-error.${process.pid}`;
   const log = openSync(paths.log, 'a', 0o640);
   const program = fileURLToPath(new URL('./keeper-main.js', import.meta.url));
-  const child = spawn(process.execPath, ['--enable-source-maps', program], {
+  const child = spawn(process.execPath, [program], {
     cwd: '/',
     detached: true,
     // The sign of storage that must outlive the last unmounting at shutdown; see `sameName` in engine/keeper.ts.
