@@ -1,7 +1,7 @@
 /** What is asked of Cowbird, as ratios of medians to its peers; met or not is computed from the raw data. */
 import type { CacheFamily } from './options.js';
 import type { Cell, Results, VolumesResult } from './results.js';
-import { type Spread, spreadOf } from './statistics.js';
+import { quantileOf, type Spread, spreadOf } from './statistics.js';
 
 export interface Bar {
   text: string;
@@ -19,7 +19,7 @@ export interface Judged {
   bound: number;
   /** A ratio is to be at least the bound; an amount, at most. */
   kind: 'atLeast' | 'atMost';
-  unit: '' | 'MiB';
+  unit: '' | 'MiB' | 'ms';
 }
 
 export const isMet = ({ spread, bound, kind }: Judged): boolean | undefined =>
@@ -120,6 +120,7 @@ export function judgeAll(results: Results): Judged[] {
     ...judgeMemory(results),
     ...judgeBackup(results),
     ...judgeTracking(results),
+    ...judgeLive(results),
   ];
 }
 
@@ -169,6 +170,18 @@ function judgeTracking(results: Results): Judged[] {
   });
   const text = 'kernel memory of the map of 1 TiB';
   return [...writes, { text, spread: spreadOf([result.mapMib]), bound: 32.1, kind: 'atMost', unit: 'MiB' }];
+}
+
+const FREEZE_MS_P95 = 100;
+
+function judgeLive({ live }: Results): Judged[] {
+  if (live === undefined) return [];
+  const freezes = live.freezes.map(({ freezeMs }) => freezeMs);
+  const p95 = quantileOf(freezes, 0.95);
+  const spread = spreadOf(freezes);
+  if (spread === undefined) return [];
+  const text = `freeze of a live backup, 95th percentile of ${freezes.length}, under a writer of ${live.writerMibPerSecond} MiB/s`;
+  return [{ text, spread: { ...spread, median: p95 }, bound: FREEZE_MS_P95, kind: 'atMost', unit: 'ms' }];
 }
 
 function judgeMemory(results: Results): Judged[] {

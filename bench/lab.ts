@@ -8,7 +8,7 @@ import { createServer, type Server } from 'node:net';
 import { join } from 'node:path';
 import { cleanUpStale } from '../src/engine/stale.js';
 import * as cowbird from '../src/index.js';
-import { boundLoops, releaseLoop } from '../src/sys/blkdev.js';
+import { backingFileOf, boundLoops, isBoundLoop, releaseLoop } from '../src/sys/blkdev.js';
 import { DirectReader } from '../src/sys/direct-reader.js';
 import { umount } from '../src/sys/libc.js';
 import { ownMounts } from '../src/sys/mounts.js';
@@ -154,9 +154,10 @@ export async function unmounted(mountPoint: string): Promise<void> {
 
 /** Unbinds a loop device and waits until it is free. */
 export async function released(node: string): Promise<void> {
-  const isThere = (): boolean => boundLoops().some((loop) => loop.node === node);
-  if (isThere()) releaseLoop(node);
-  await until(`${node} is released`, () => !isThere());
+  const file = backingFileOf(node);
+  if (file === undefined) return;
+  releaseLoop(node, file);
+  await until(`${node} is released`, () => !isBoundLoop(node, file));
 }
 
 /** The lock is a listening socket with an abstract name: it goes with its holder, however that ends. */

@@ -7,7 +7,9 @@
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { measureBackup } from './backup.js';
+import { measureFreeAware } from './free-aware.js';
 import { Lab } from './lab.js';
+import { measureLive } from './live.js';
 import { describeMachine } from './machine.js';
 import { measureMemory } from './memory.js';
 import { type Options, type Part, parseOptions, type Scale, USAGE, UsageError } from './options.js';
@@ -79,6 +81,16 @@ async function measure({ lab, scale, machine, out }: Run, part: Part): Promise<v
     case 'tracking': {
       const measured = await measureTracking(lab, scale, say);
       writeResult(out, 'tracking', { ...head(), ...measured });
+      break;
+    }
+    case 'live': {
+      const measured = await measureLive(lab, scale, say);
+      writeResult(out, 'live', { ...head(), ...measured });
+      break;
+    }
+    case 'free-aware': {
+      const measured = await measureFreeAware(lab, scale, say);
+      writeResult(out, 'free-aware', { ...head(), ...measured });
       break;
     }
     case 'profile': {

@@ -2,7 +2,17 @@
 import { availableParallelism } from 'node:os';
 import { parseArgs } from 'node:util';
 
-export const PARTS = ['volumes', 'update-img', 'snapshot-reads', 'memory', 'times', 'backup', 'tracking'] as const;
+export const PARTS = [
+  'volumes',
+  'update-img',
+  'snapshot-reads',
+  'memory',
+  'times',
+  'backup',
+  'tracking',
+  'live',
+  'free-aware',
+] as const;
 export type Part = (typeof PARTS)[number] | 'profile';
 export type CacheFamily = 'direct' | 'buffered';
 
@@ -22,6 +32,10 @@ export interface Scale {
   update: { imageMib: number; fileMib: number; rounds: number };
   /** A sparse volume and the random data in it. */
   backup: { volumeMib: number; dataMib: number; rounds: number };
+  /** Sparse disks, how much of them is changed, and how many freezes are measured. */
+  live: { gib: number[]; changedMib: number[]; rounds: number; freezes: number };
+  /** The new file of the part `free-aware`. */
+  newFileMib: number;
   readsMib: number;
   /** Sizes of volumes whose setup and transitions are timed. */
   timedGib: number[];
@@ -45,6 +59,8 @@ const FULL: Scale = {
   workloads: undefined,
   update: { imageMib: 8_192, fileMib: 6_144, rounds: 7 },
   backup: { volumeMib: 16_384, dataMib: 8_192, rounds: 3 },
+  live: { gib: [1, 10, 100], changedMib: [4, 32, 256], rounds: 3, freezes: 50 },
+  newFileMib: 512,
   readsMib: 2_048,
   timedGib: [1, 64, 1_024],
   timedRounds: 3,
@@ -64,6 +80,8 @@ const QUICK: Scale = {
   passIos: { depth1: 1_024, depth16: 4_096 },
   update: { imageMib: 256, fileMib: 160, rounds: 1 },
   backup: { volumeMib: 512, dataMib: 256, rounds: 1 },
+  live: { gib: [1, 4], changedMib: [4], rounds: 1, freezes: 3 },
+  newFileMib: 64,
   readsMib: 128,
   timedGib: [1, 64],
   timedRounds: 1,
@@ -83,6 +101,8 @@ const TINY: Scale = {
   workloads: ['random-read-32', 'random-write-16'],
   update: { imageMib: 96, fileMib: 48, rounds: 1 },
   backup: { volumeMib: 128, dataMib: 64, rounds: 1 },
+  live: { gib: [1], changedMib: [1], rounds: 1, freezes: 2 },
+  newFileMib: 16,
   readsMib: 48,
   timedGib: [1],
   idleVolumes: 3,
@@ -103,7 +123,7 @@ export const USAGE = `Usage: npm run bench -- [options]
 
   --quick           every part once, with small sizes: for its working, not for its figures
   --tiny            as --quick, smaller still
-  --rounds N        rounds of volumes, update-img and snapshot-reads (7), backup (3)
+  --rounds N        rounds of volumes, update-img, snapshot-reads and free-aware (7), backup and live (3)
   --only NAME       only this part, may be repeated: ${PARTS.join(', ')}
   --cache FAMILY    origins with O_DIRECT, through the page cache, or both: direct, buffered, both
   --dir DIR         where the images lie (/var/tmp); its file system must take O_DIRECT
@@ -126,6 +146,7 @@ export function parseOptions(args: string[]): Options | 'help' {
       ...base,
       rounds,
       backup: { ...base.backup, rounds: values.rounds === undefined ? base.backup.rounds : rounds },
+      live: { ...base.live, rounds: values.rounds === undefined ? base.live.rounds : rounds },
       update: { ...base.update, rounds: values.rounds === undefined ? base.update.rounds : rounds },
       caches: values.cache === undefined ? base.caches : cacheFamilies(values.cache),
     },

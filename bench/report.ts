@@ -3,23 +3,10 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { DATTOBD, isMet, type Judged, judgeAll, ratiosOf, speedOf } from './bars.js';
 import { plotVolumes } from './plot.js';
+import { freeAwareSection, liveSection, trackingSection } from './report-live.js';
 import { type Machine, type Results, readResults, type VolumesResult } from './results.js';
 import { median, type Spread, spreadOf } from './statistics.js';
-
-type Row = readonly string[];
-
-function table(head: Row, rows: readonly Row[]): string {
-  const line = (cells: Row): string => `| ${cells.join(' | ')} |`;
-  return [line(head), line(head.map((_, i) => (i === 0 ? '---' : '---:'))), ...rows.map(line)].join('\n');
-}
-
-const round = (value: number, digits: number): string => (Number.isFinite(value) ? value.toFixed(digits) : '–');
-
-function spreadText(spread: Spread | undefined, digits = 2): string {
-  if (spread === undefined) return '–';
-  const { min, quartile1, quartile3, max } = spread;
-  return `${round(min, digits)} / ${round(quartile1, digits)} – ${round(quartile3, digits)} / ${round(max, digits)}`;
-}
+import { type Row, round, spreadText, table } from './tables.js';
 
 /** Writes the report of a folder; returns the paths. */
 export function writeReport(folder: string): string[] {
@@ -51,6 +38,9 @@ function reportText(results: Results): string {
     ...memorySection(results),
     ...timesSection(results),
     ...backupSection(results),
+    ...trackingSection(results),
+    ...liveSection(results),
+    ...freeAwareSection(results),
     ...profileSection(results),
   ];
   return `${sections.join('\n\n')}\n`;

@@ -121,6 +121,7 @@ const Backup = v.object({
   sizes: v.object({ versions: v.number(), repositoryBytes: v.number(), qcow2Bytes: Figure }),
 });
 export type BackupResult = v.InferOutput<typeof Backup>;
+
 const Tracking = v.object({
   ...Head,
   fileMib: v.number(),
@@ -128,6 +129,36 @@ const Tracking = v.object({
   mapMib: v.number(),
 });
 export type TrackingResult = v.InferOutput<typeof Tracking>;
+
+const Live = v.object({
+  ...Head,
+  incremental: v.array(
+    v.object({
+      gib: v.number(),
+      changedMib: v.number(),
+      bytesRead: v.number(),
+      elapsedMs: v.number(),
+      freezeMs: v.number(),
+    }),
+  ),
+  writerMibPerSecond: v.number(),
+  freezes: v.array(v.object({ freezeMs: v.number(), restBytes: v.number(), passes: v.number() })),
+});
+export type LiveResult = v.InferOutput<typeof Live>;
+
+const FreeAware = v.object({
+  ...Head,
+  newFileMib: v.number(),
+  cells: v.array(
+    v.object({
+      round: v.number(),
+      mode: v.picklist(['passthrough', 'snapshot', 'free-aware']),
+      mibPerSecond: v.number(),
+      savedBlocks: v.number(),
+    }),
+  ),
+});
+export type FreeAwareResult = v.InferOutput<typeof FreeAware>;
 
 const Profile = v.object({
   ...Head,
@@ -158,6 +189,8 @@ const SCHEMAS = {
   times: Times,
   backup: Backup,
   tracking: Tracking,
+  live: Live,
+  'free-aware': FreeAware,
   profile: Profile,
 } as const;
 export type ResultName = keyof typeof SCHEMAS;
@@ -171,6 +204,8 @@ export interface Results {
   times?: TimesResult;
   backup?: BackupResult;
   tracking?: TrackingResult;
+  live?: LiveResult;
+  'free-aware'?: FreeAwareResult;
   profile?: ProfileResult;
 }
 
@@ -216,6 +251,10 @@ export function readResults(folder: string): Results {
   if (backup !== undefined) results.backup = backup;
   const tracking = read(folder, 'tracking', Tracking);
   if (tracking !== undefined) results.tracking = tracking;
+  const live = read(folder, 'live', Live);
+  if (live !== undefined) results.live = live;
+  const freeAware = read(folder, 'free-aware', FreeAware);
+  if (freeAware !== undefined) results['free-aware'] = freeAware;
   const profile = read(folder, 'profile', Profile);
   if (profile !== undefined) results.profile = profile;
   return results;

@@ -30,6 +30,14 @@ export function spreadOf(values: readonly number[]): Spread | undefined {
   };
 }
 
+/** The value below which a share of the values lies. */
+export function quantileOf(values: readonly number[], share: number): number {
+  return quantile(
+    [...values].sort((a, b) => a - b),
+    share,
+  );
+}
+
 /** NaN where there is no value: it shows as missing. */
 export function median(values: readonly number[]): number {
   return spreadOf(values)?.median ?? Number.NaN;
