@@ -1,5 +1,5 @@
 /**
- * One set-up at a time in one checkout. The lock is a listening socket with an abstract name (no file): the kernel takes it
+ * One at a time: of set-ups in one checkout, of test runs on one machine. The lock is a listening socket with an abstract name (no file): the kernel takes it
  * away with its holder, so that there is no stale lock, whatever ended the holder. Who waits stays connected: the connection
  * ends with the holder.
  */
@@ -12,10 +12,10 @@ const NAME_BYTES = 108;
 const INTERRUPT_POLL_MS = 100;
 const RETRY_MS = 50;
 
-function lockName() {
-  const { dev, ino } = statSync(ROOT);
-  return `\0cowbird-setup-${dev}-${ino}-`.padEnd(NAME_BYTES, '.');
-}
+const { dev, ino } = statSync(ROOT);
+export const SETUP_LOCK = { name: `setup-${dev}-${ino}`, what: 'another set-up runs here' };
+/** Loop devices, names under /dev and the machine's time are those of one run. */
+export const TEST_LOCK = { name: 'tests', what: 'other tests run on this machine' };
 
 /** The server that is the lock, or nothing when another process has it. */
 function tryLock(name, waiters) {
@@ -51,13 +51,13 @@ function holderGone(name, onPid, throwIfInterrupted) {
   });
 }
 
-/** Takes the lock, waiting as long as it takes; returns the function that gives it back. */
-export async function takeLock(throwIfInterrupted) {
-  const name = lockName();
+/** Takes a lock, waiting as long as it takes; returns the function that gives it back. */
+export async function takeLock({ name: own, what }, throwIfInterrupted) {
+  const name = `\0cowbird-${own}-`.padEnd(NAME_BYTES, '.');
   const waiters = new Set();
   let said = false;
   const sayOnce = (pid) => {
-    if (!said) say(`another set-up runs here (process ${pid}); waiting for it`);
+    if (!said) say(`${what} (process ${pid}); waiting for it`);
     said = true;
   };
   for (;;) {

@@ -19,7 +19,7 @@ import {
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Children, ProgramFailed, ROOT, readIfThere, STATE, say } from './children.mjs';
-import { takeLock } from './lock.mjs';
+import { SETUP_LOCK, takeLock } from './lock.mjs';
 import { installPackages } from './packages.mjs';
 
 export { environment, ROOT } from './children.mjs';
@@ -127,7 +127,7 @@ function removeOrphans() {
 export async function setUp(purpose) {
   const children = new Children();
   try {
-    const release = await takeLock(() => children.throwIfInterrupted());
+    const release = await takeLock(SETUP_LOCK, () => children.throwIfInterrupted());
     try {
       await children.endLeftover();
       await installDependencies(children);

@@ -1,7 +1,7 @@
 /**
- * `npm test`: set-up, then every compiled test, two files at a time; whole-system tests (`test/`), which own loop devices and
- * mounts, one after another, with those beside them that have a machine of their own. Arguments choose files by a part of their
- * path (`npm test -- src/cow test/attach`); what begins with `-` goes to Node (`--test-name-pattern=clean`).
+ * `npm test`: set-up, then every compiled test, several files at a time; those that measure time, or look at all of the machine,
+ * alone at the end. Arguments choose files by a part of their path (`npm test -- src/cow test/attach`); what begins with `-` goes
+ * to Node (`--test-name-pattern=clean`).
  *
  * On a signal Node's runner sends SIGTERM to its test files and ends at once, while they are still unmounting. So all of them are
  * in a process group of their own, away from the terminal: only the runner gets the signal, and the whole group is waited for.
@@ -11,18 +11,33 @@ import { existsSync, mkdtempSync, readdirSync, realpathSync, rmSync } from 'node
 import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { killGroup, pause, SECOND_SIGNAL_MS, sendSignal } from './children.mjs';
+import { Interrupted, killGroup, pause, SECOND_SIGNAL_MS, sendSignal } from './children.mjs';
+import { TEST_LOCK, takeLock } from './lock.mjs';
 import { environment, ROOT, setUpOrSay } from './setup.mjs';
 import { readTotals } from './test-reporter.mjs';
 
 const DIST = join(ROOT, 'dist');
+/** Whole-system tests that measure time, share something with others (minors, pins of eBPF programs), or need most of the machine. */
+const ALONE = [
+  'backup-together',
+  'canaries',
+  'hangs',
+  'live',
+  'live-freeze',
+  'reclaim',
+  'tracking',
+  'tracking-kills',
+  'tracking-missed',
+].map((name) => `test/${name}.test.js`);
 const GROUPS = [
   { folder: 'src', concurrency: 2, timeoutMs: 120_000 },
-  // Those that have loop devices and mounts wait for each other (`test/lab.ts`), also for those of another run.
-  { folder: 'test', concurrency: 2, timeoutMs: 600_000 },
+  // Each has minors of its own. The longest come first.
+  { folder: 'test', concurrency: 2, timeoutMs: 600_000, isTogether: true, takes: (file) => !ALONE.includes(file) },
+  { folder: 'test', concurrency: 1, timeoutMs: 600_000, takes: (file) => ALONE.includes(file) },
 ];
-/** Whole-system tests with a machine of their own: they run beside the others. */
-const OWN_MACHINE = ['test/vm.test.js', 'test/vm-root.test.js', 'test/simulator.test.js'];
+const LONGEST = ['vm-root', 'backup', 'vm', 'defects', 'simulator', 'kills', 'nine-steps', 'life'].map(
+  (name) => `test/${name}.test.js`,
+);
 /** Runs what takes too long for every change instead: `npm run test:long`. */
 const LONG = '--long';
 const LONG_TIMEOUT_MS = 4 * 3_600_000;
@@ -38,12 +53,9 @@ function testFiles(folder, ending) {
   return names.sort().map((name) => join(folder, name));
 }
 
-/** Has those with a machine of their own evenly among the others, so that one of them is always beside one of those. */
-function spread(files) {
-  const own = files.filter((file) => OWN_MACHINE.includes(file));
-  const others = files.filter((file) => !OWN_MACHINE.includes(file));
-  const share = Math.ceil(others.length / Math.max(1, own.length));
-  return own.length === 0 ? files : own.flatMap((file, i) => [file, ...others.slice(i * share, (i + 1) * share)]);
+/** The longest first: a long one at the end would run alone. */
+function longestFirst(files) {
+  return [...LONGEST.filter((file) => files.includes(file)), ...files.filter((file) => !LONGEST.includes(file))];
 }
 
 /** What a person writes to choose a test, as a part of the path of its compiled file. */
@@ -76,6 +88,10 @@ class Run {
 
   close() {
     for (const signal of SIGNALS) process.off(signal, this.#onSignal);
+  }
+
+  throwIfInterrupted() {
+    if (this.signal !== undefined) throw new Interrupted(this.signal);
   }
 
   async node(args, env) {
@@ -116,10 +132,11 @@ async function runGroups(groups, nodeArgs) {
   const totalsPath = join(folder, 'totals.json');
   const run = new Run();
   let hasFailed = false;
+  let giveBack = () => undefined;
   try {
-    for (const [i, { files, concurrency, timeoutMs }] of groups.entries()) {
+    giveBack = await takeLock(TEST_LOCK, () => run.throwIfInterrupted());
+    for (const [i, { files, concurrency, timeoutMs, isTogether }] of groups.entries()) {
       const args = [
-        '--enable-source-maps',
         '--test',
         `--test-concurrency=${concurrency}`,
         `--test-timeout=${timeoutMs}`,
@@ -129,12 +146,17 @@ async function runGroups(groups, nodeArgs) {
         ...files.map((file) => join(DIST, file)),
       ];
       const more = i < groups.length - 1 ? '1' : '0';
-      const code = await run.node(args, { COWBIRD_TEST_TOTALS: totalsPath, COWBIRD_TEST_MORE: more });
+      const together = isTogether ? { COWBIRD_TEST_TOGETHER: '1' } : {};
+      const code = await run.node(args, { COWBIRD_TEST_TOTALS: totalsPath, COWBIRD_TEST_MORE: more, ...together });
       hasFailed ||= code !== 0;
       if (run.signal !== undefined) break;
     }
     return { hasFailed, signal: run.signal, totals: readTotals(totalsPath) };
+  } catch (error) {
+    if (!(error instanceof Interrupted)) throw error;
+    return { hasFailed: true, signal: run.signal, totals: {} };
   } finally {
+    giveBack();
     run.close();
     rmSync(folder, { recursive: true, force: true });
   }
@@ -149,10 +171,10 @@ export async function main(args) {
   const parts = args.filter((arg) => !arg.startsWith('-')).map(asCompiled);
   const isChosen = (file) => parts.length === 0 || parts.some((part) => file.includes(part));
   const ending = isLong ? '.long.js' : '.test.js';
-  const groups = GROUPS.map(({ timeoutMs, ...group }) => ({
+  const groups = GROUPS.map(({ timeoutMs, takes = () => true, ...group }) => ({
     ...group,
     timeoutMs: isLong ? LONG_TIMEOUT_MS : timeoutMs,
-    files: spread(testFiles(group.folder, ending).filter(isChosen)),
+    files: longestFirst(testFiles(group.folder, ending).filter((file) => isChosen(file) && takes(file))),
   }));
   const chosen = groups.filter((group) => group.files.length > 0);
   if (chosen.length === 0) {

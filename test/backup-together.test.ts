@@ -1,6 +1,7 @@
 /** Backups of several sources at one instant. */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { closeSync, openSync, readdirSync, readFileSync, readSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -23,16 +24,18 @@ const WRITER = `
     record.writeUInt32LE(i);
     const at = (Math.ceil(i / fds.length) - 1) % ${RECORDS};
     fs.writeSync(fds[(i - 1) % fds.length], record, 0, record.length, at * ${RECORD_BYTES});
+    if (i === 4) fs.writeSync(1, 'begun');
   }`;
 
-function orderedWriter(lab: Lab, paths: string[]): () => Promise<void> {
-  const child = spawn(process.execPath, ['-e', WRITER, ...paths], { stdio: ['ignore', 'ignore', 'inherit'] });
+async function orderedWriter(lab: Lab, paths: string[]): Promise<() => Promise<void>> {
+  const child = spawn(process.execPath, ['-e', WRITER, ...paths], { stdio: ['ignore', 'pipe', 'inherit'] });
   const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()));
   const stop = async (): Promise<void> => {
     child.kill('SIGKILL');
     await ended;
   };
   lab.onEnd(stop);
+  await Promise.race([once(child.stdout, 'data'), ended]);
   return stop;
 }
 
@@ -62,7 +65,7 @@ test('volumes in use, and an image file, get versions of one instant, also where
   const nodes = [await lab.attached('a', 24 * MIB), await lab.attached('b', 24 * MIB)];
   const [first = '', second = ''] = nodes;
   await fill(lab.image('file', 0), 3);
-  const stop = orderedWriter(lab, nodes);
+  const stop = await orderedWriter(lab, nodes);
   await pause(500);
   const repositories = ['a', 'b', 'file'].map((name) => lab.path(`${name}-repository`));
   const sources = [first, second, lab.path('file')];

@@ -181,9 +181,9 @@ async function refusals({ lab, node, at }: Bench): Promise<void> {
   const refused = (expected: object, source = node, repository = lab.path('repository')): Promise<void> =>
     assert.rejects(cowbird.backup(source, repository, { client: lab.client }), expected);
   await refused({ code: 'EINVAL', message: /lies on disk/ }, node, join(at, 'repository'));
-  await cowbird.setupSnapshot(node, join(at, '.mine'), 236, {}, lab.client);
-  await refused({ code: 'EBUSY', message: /tracked as minor 236/ });
-  await cowbird.destroy(236, lab.client);
+  await cowbird.setupSnapshot(node, join(at, '.mine'), 238, {}, lab.client);
+  await refused({ code: 'EBUSY', message: /tracked as minor 238/ });
+  await cowbird.destroy(238, lab.client);
   const plain = lab.image('plain', 32 * MIB);
   await lab.mkfs(plain, 'ext4');
   const mounted = await lab.mount(plain, 'plain-mnt', '-o', 'loop');

@@ -13,7 +13,7 @@ import { CANNOT, Lab, MIB, run } from './lab.js';
 const SECTOR = 512;
 const SIZE = 24 * MIB + 7 * SECTOR;
 const SECTORS = SIZE / SECTOR;
-const MINOR = 160;
+const MINOR = 161;
 
 function sector(number: number, round: number): Buffer {
   const bytes = Buffer.alloc(SECTOR);
@@ -92,7 +92,7 @@ describe('a device full of self-describing sectors', { skip: CANNOT }, () => {
       for (let number = start / SECTOR; number < (start + MIB) / SECTOR; number++) discarded.add(number);
       overwrite(node, round, 50);
       assert.deepEqual(
-        badSectors('/dev/cowbird160', round - 1, (number) => before.has(number)),
+        badSectors('/dev/cowbird161', round - 1, (number) => before.has(number)),
         [],
         `round ${round}`,
       );

@@ -92,27 +92,27 @@ describe('a snapshot that knows free blocks', { skip: CANNOT, concurrency: 3 }, 
   it('goes on after a clean stop; without its list of free blocks, or with a damaged one, it fails', async (t) => {
     const { lab, node, mnt } = await used(t, 'ext4');
     const image = lab.path('image');
-    await copy(await cowbird.setupSnapshot(node, `${mnt}/.cow`, 228, STORE, lab.client), image);
+    await copy(await cowbird.setupSnapshot(node, `${mnt}/.cow`, 240, STORE, lab.client), image);
     await fill(`${mnt}/new`, 8);
     const again = async (damage: () => Promise<void>): Promise<void> => {
       await run('umount', mnt);
       await cowbird.stopDaemon({}, lab.client);
       await damage();
       await cowbird.startDaemon(lab.client);
-      await cowbird.reloadSnapshot(lab.link('volume'), '/.cow', 228, {}, lab.client);
+      await cowbird.reloadSnapshot(lab.link('volume'), '/.cow', 240, {}, lab.client);
       await lab.mount(lab.link('volume'));
     };
     await again(async () => undefined);
-    await until('the snapshot is verified', () => existsSync('/dev/cowbird228'));
+    await until('the snapshot is verified', () => existsSync('/dev/cowbird240'));
     await fill(`${mnt}/newer`, 8);
-    assert.equal(digestOf('/dev/cowbird228'), digestOf(image));
-    const status = await lab.status(228);
+    assert.equal(digestOf('/dev/cowbird240'), digestOf(image));
+    const status = await lab.status(240);
     assert.ok(status.free_aware === true && (status.free_blocks ?? 0) > 0 && status.state === 3);
     const [free = ''] = readdirSync(lab.path('state/series')).filter((name) => name.endsWith('.free'));
     await again(async () => writeFileSync(lab.path(`state/series/${free}`), 'damaged'));
-    await until('the snapshot has failed', async () => (await lab.status(228)).error !== undefined);
-    assert.deepEqual(await lab.status(228).then(({ error, state }) => ({ error, state })), { error: -22, state: 5 });
-    assert.match((await lab.status(228)).error_reason ?? '', /free blocks/);
+    await until('the snapshot has failed', async () => (await lab.status(240)).error !== undefined);
+    assert.deepEqual(await lab.status(240).then(({ error, state }) => ({ error, state })), { error: -22, state: 5 });
+    assert.match((await lab.status(240)).error_reason ?? '', /free blocks/);
   });
 
   it('is begun again or finished when the engine ends in the middle', async (t) => {
@@ -121,13 +121,13 @@ describe('a snapshot that knows free blocks', { skip: CANNOT, concurrency: 3 }, 
     for (const point of ['described', 'frozen', 'switched', 'finished']) {
       const before = await restarts(lab);
       await armFailPoint(lab, point);
-      const device = await cowbird.setupSnapshot(node, `${mnt}/.cow`, 229, STORE, lab.client);
+      const device = await cowbird.setupSnapshot(node, `${mnt}/.cow`, 241, STORE, lab.client);
       assert.ok((await restarts(lab)) > before, point);
       await copy(device, lab.path('image'));
       await fill(`${mnt}/new`, 4);
       assert.equal(digestOf(device), digestOf(lab.path('image')), point);
       await requirePayload(lab, device, 'ext4');
-      await cowbird.destroy(229, lab.client);
+      await cowbird.destroy(241, lab.client);
     }
     assert.ok(await stop());
   });
@@ -142,7 +142,7 @@ describe('a snapshot that knows free blocks', { skip: CANNOT, concurrency: 3 }, 
     else t.diagnostic('NOT TRIED on btrfs: mkfs.btrfs fails here now');
     const before = await traces(lab);
     for (const node of isMade ? [raw, btrfs] : [raw]) {
-      const taken = cowbird.setupSnapshot(node, lab.path('store'), 230, STORE, lab.client);
+      const taken = cowbird.setupSnapshot(node, lab.path('store'), 242, STORE, lab.client);
       await assert.rejects(taken, { code: 'EINVAL', outcome: 'refused', message: /free/ });
       assert.deepEqual(await traces(lab), before);
     }
@@ -156,11 +156,11 @@ describe('a snapshot that knows free blocks', { skip: CANNOT, concurrency: 3 }, 
       const listening = (async () => {
         for await (const event of cowbird.events({ ...lab.client, signal: controller.signal })) events.push(event);
       })();
-      await cowbird.setupSnapshot(node, `${mnt}/.cow`, 231, { ...STORE, freeAware }, lab.client);
+      await cowbird.setupSnapshot(node, `${mnt}/.cow`, 243, { ...STORE, freeAware }, lab.client);
       const startedAt = performance.now();
       await run('dd', 'if=/dev/zero', `of=${mnt}/new`, 'bs=1M', 'count=24', 'oflag=direct', 'status=none');
       const writeMs = Math.round(performance.now() - startedAt);
-      const { cow_used: usedBytes } = await lab.status(231);
+      const { cow_used: usedBytes } = await lab.status(243);
       controller.abort();
       await listening.catch(() => undefined);
       const freezeMs = events.find(({ event }) => event === 'volume.frozen')?.['freezeMs'];
@@ -168,7 +168,7 @@ describe('a snapshot that knows free blocks', { skip: CANNOT, concurrency: 3 }, 
       t.diagnostic(
         `freeAware ${freeAware}: frozen ${freezeMs} ms, looked up in ${mapMs} ms, 24 MiB new ${writeMs} ms, used ${usedBytes}`,
       );
-      await cowbird.destroy(231, lab.client);
+      await cowbird.destroy(243, lab.client);
       await run('rm', `${mnt}/new`);
       await run('sync', '-f', mnt);
     }

@@ -22,7 +22,7 @@ import type { TestContext } from 'node:test';
 import { cleanUpStale } from '../src/engine/stale.js';
 import * as cowbird from '../src/index.js';
 import { DirectReader } from '../src/sys/direct-reader.js';
-import { LOCK_EX, tryFlock } from '../src/sys/libc.js';
+import { LOCK_EX, LOCK_SH, tryFlock } from '../src/sys/libc.js';
 
 const COMMAND_TIMEOUT_MS = 30_000;
 export const MIB = 1_048_576;
@@ -68,18 +68,19 @@ let labCount = 0;
 
 const LOCK_PATH = join(tmpdir(), 'cowbird-test.lock');
 const LOCK_LOOK_MS = 50;
-let isAlone = false;
+let hasTurn = false;
 
 /**
- * Waits until no other process has a laboratory: minors, names under /dev and the machine's time belong to one at a time. Given
- * back by the end of the process, whatever that is. Tests with a machine of their own run beside.
+ * Waits until no other process has a laboratory, or only such as the runner has together (`scripts/test.mjs`): minors, names
+ * under /dev and the machine's time are shared. Given back by the end of the process, whatever that is.
  */
-function beAlone(): void {
-  if (isAlone) return;
+function takeTurn(): void {
+  if (hasTurn) return;
   const fd = openSync(LOCK_PATH, 'a', 0o600);
   const word = new Int32Array(new SharedArrayBuffer(4));
-  while (!tryFlock(fd, LOCK_EX)) Atomics.wait(word, 0, 0, LOCK_LOOK_MS);
-  isAlone = true;
+  const kind = process.env['COWBIRD_TEST_TOGETHER'] === '1' ? LOCK_SH : LOCK_EX;
+  while (!tryFlock(fd, kind)) Atomics.wait(word, 0, 0, LOCK_LOOK_MS);
+  hasTurn = true;
 }
 
 // The runner ends test files with SIGTERM, also after Ctrl-C: what they put up is taken down first.
@@ -97,7 +98,7 @@ export class Lab {
 
   /** `env`: more of the daemon's environment. */
   constructor(t: TestContext, env: NodeJS.ProcessEnv = {}) {
-    beAlone();
+    takeTurn();
     labs.add(this);
     this.env = {
       ...process.env,

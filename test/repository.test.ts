@@ -8,6 +8,7 @@ import { type TestContext, test } from 'node:test';
 import { setTimeout as pause } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { backup, listVersions, restore, verify, versionChanges } from '../src/index.js';
+import { program } from './harness.js';
 import { CANNOT, fill, Lab, MIB, run, succeeds, until } from './lab.js';
 
 const COWBIRD = resolve(fileURLToPath(import.meta.url), '..', '..', '..', 'bin', 'cowbird');
@@ -15,6 +16,8 @@ const BLOCK_BYTES = 4096;
 const KILLS = 50;
 const CHAINS = 2;
 const COMMAND_MS_MAX = 60_000;
+/** A command that waits has started by then, also on a busy machine, or is still being started. */
+const LOOK_MS = 2_000;
 
 interface Outcome {
   status: number | null;
@@ -197,12 +200,7 @@ test('a second user is told who has the repository, and can wait', async (t) => 
   const source = sourceImage(lab, 4);
   const repository = lab.path('repo');
   await backup(source, repository);
-  const holder = spawn('flock', ['-x', join(repository, 'lock'), 'sleep', '1.5'], { stdio: 'ignore' });
-  const gone = new Promise((done) => holder.once('exit', done));
-  lab.onEnd(async () => {
-    holder.kill('SIGKILL');
-    await gone;
-  });
+  const endHolder = program(lab, 'flock', ['-x', join(repository, 'lock'), 'sleep', '120']);
   await until('flock has the lock', () =>
     readFileSync('/proc/locks', 'utf8').includes(`:${statSync(join(repository, 'lock')).ino} `),
   );
@@ -210,7 +208,10 @@ test('a second user is told who has the repository, and can wait', async (t) => 
   const refused = await cowbird(lab, 'verify', repository);
   assert.equal(refused.status, 3);
   assert.match(refused.err, /is in use by process \d+ \((flock|sleep), started \d{4}-\d\d-\d\d .*\(EBUSY\)/);
-  assert.equal((await cowbird(lab, 'backup', source, repository, '--wait=30')).status, 0);
+  const waiting = cowbird(lab, 'backup', source, repository, '--wait=30');
+  assert.equal(await Promise.race([waiting, pause(LOOK_MS, 'waits')]), 'waits');
+  await endHolder();
+  assert.equal((await waiting).status, 0);
   assert.equal((await listVersions(repository)).versions.length, 2);
 });
 

@@ -1,7 +1,7 @@
 /** The installed version is replaced while volumes are mounted: what `daemon restart` takes, and what it leaves alone. */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { cpSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import { cpSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { request } from 'node:http';
 import { dirname, join, resolve } from 'node:path';
 import { describe, it, type TestContext } from 'node:test';
@@ -9,10 +9,13 @@ import { fileURLToPath } from 'node:url';
 import { daemonText } from '../src/cli/tables.js';
 import { ENGINE_PROTOCOL, OLDEST_KEEPER } from '../src/engine/protocol.js';
 import * as cowbird from '../src/index.js';
+import { codeOf, errnoOfError } from '../src/sys/errors.js';
 import { CANNOT, digestOf, fill, Lab, MIB, run, until } from './lab.js';
 
 const ROOT = resolve(dirname(fileURLToPath(import.meta.url)), '..', '..');
 const MINOR = 200;
+/** Longer than a helper rests. */
+const HELPER_RESTS_MS_MAX = 15_000;
 
 /** A daemon that runs from a copy of the program, whose files a test may replace. */
 class Installed {
@@ -69,10 +72,26 @@ class Installed {
     return status;
   }
 
+  hasHelpers(): boolean {
+    const program = this.lab.path('package/src/engine/helper.js');
+    const pids = readdirSync('/proc').filter((name) => /^\d+$/.test(name));
+    return pids.some((pid) => commandLineOf(pid).includes(program));
+  }
+
   async mounted(): Promise<{ node: string; mnt: string }> {
     const node = await this.lab.attached('volume', 200 * MIB);
     await this.lab.mkfs(node, 'ext4');
     return { node, mnt: await this.lab.mount(node) };
+  }
+}
+
+/** Empty of a process that has gone. */
+function commandLineOf(pid: string): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8');
+  } catch (error) {
+    if (['ENOENT', 'ESRCH'].includes(codeOf(errnoOfError(error)))) return '';
+    throw error;
   }
 }
 
@@ -155,6 +174,8 @@ describe('a live upgrade', { skip: CANNOT }, () => {
     const installed = await Installed.start(t);
     const { lab } = installed;
     const { node, mnt } = await installed.mounted();
+    // One that rests is of the old version still, and serves the old engine.
+    await until('no helper rests', () => !installed.hasHelpers(), HELPER_RESTS_MS_MAX);
     installed.replaceByIncompatible();
     await assert.rejects(cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, {}, lab.client), {
       code: 'EPROTO',

@@ -22,7 +22,7 @@ hostname guest
 /** Two backups while files are made, rewritten and removed on the root itself. */
 const BACK_UP = `${PREPARE}set -e
 mount -t ext4 /dev/vdb /repo
-(i=0; while :; do i=$((i+1)); dd if=/dev/urandom of=/load/f$((i%7)) bs=64k count=$((i%9+1)) conv=fsync 2>/dev/null; rm -f /load/f$(((i+3)%7)); echo $i >>/load/journal; done) &
+(i=0; while :; do i=$((i+1)); dd if=/dev/urandom of=/load/f$((i%7)) bs=64k count=$((i%9+1)) conv=fsync 2>/dev/null; rm -f /load/f$(((i+3)%7)); echo $i >>/load/journal; sleep 0.1; done) &
 writer=$!
 sleep 1
 NODE=${process.execPath}

@@ -12,15 +12,16 @@ import { CANNOT, digestOf, Lab, MIB, run, until } from '../lab.js';
 import { requireNineSteps } from './nine-steps.js';
 
 const WAIT_MS = 60_000;
+const VOLUME_BYTES = 32 * MIB;
 
 test('on this kernel an attached volume has the nine steps, and goes on when its engine dies with nothing in hand', {
   skip: CANNOT,
 }, async (t) => {
   const lab = new Lab(t);
   const { client } = lab;
-  const origin = lab.image('disk', 48 * MIB);
+  const origin = lab.image('disk', VOLUME_BYTES);
   const { device, warnings = [] } = await cowbird.attach(origin, { name: `disk-${lab.tag}` }, client);
-  assert.equal(Number(await run('blockdev', '--getsize64', device)), 48 * MIB);
+  assert.equal(Number(await run('blockdev', '--getsize64', device)), VOLUME_BYTES);
   // What an old kernel loses is said beforehand.
   const isWarned = warnings.some((text) => text.includes('FUSE_NOTIFY_RESEND'));
   assert.equal(isWarned, !hasResend(), warnings.join('; '));
