@@ -24,6 +24,8 @@ const STORE_BLOCKS = BLOCKS + 2;
 const SCRATCH_BYTES = 3 * BLOCK_BYTES;
 const WRITE_IN_BYTES = 40;
 const ROUNDS_MAX = 20_000;
+/** Of fallocate(2). */
+const PUNCH_KEEP = 3;
 
 const stepped = new SteppedRequests(0, DEPTH, SCRATCH_BYTES);
 const batch = new Batch<Source>(
@@ -42,6 +44,13 @@ function encode(unique: number, opcode: number, offset: number, lengthBytes: num
   bytes.writeUInt32LE(unique, 8);
   bytes.writeUInt32LE(offset, IN_HEADER_BYTES + 8);
   bytes.writeUInt32LE(lengthBytes, IN_HEADER_BYTES + 16);
+  return bytes;
+}
+
+function encodeZero(unique: number, offset: number): Buffer {
+  const bytes = encode(unique, Opcode.FALLOCATE, offset, BLOCK_BYTES).subarray(0, IN_HEADER_BYTES + 32);
+  bytes.writeUInt32LE(bytes.byteLength, 0);
+  bytes.writeUInt32LE(PUNCH_KEEP, IN_HEADER_BYTES + 24);
   return bytes;
 }
 
@@ -211,6 +220,33 @@ describe('requests in hand', () => {
       [1, 2, 3, 4, 5],
     );
     closeSync(full);
+  });
+
+  it('are answered before one that is served from start to end, behind which others get their turn', () => {
+    const elsewhere = memoryFile(Buffer.alloc(0));
+    const inline: number[] = [];
+    const target: SessionTarget = {
+      ...targetOf((offset) => transferTo(elsewhere, offset)),
+      zero: (offset) => {
+        batch.settle();
+        inline.push(offset, batch.count);
+      },
+    };
+    pair.send(encode(1, Opcode.WRITE, 0, BLOCK_BYTES, 1));
+    for (let i = 1; i <= 2; i++) pair.send(encodeZero(1 + i, i * BLOCK_BYTES));
+    const source = { fd: pair.near, target };
+    assert.equal(batch.gather(source), 2);
+    assert.deepEqual(inline, [BLOCK_BYTES, 0]);
+    assert.equal(batch.gather(source), 1);
+    assert.deepEqual(
+      received().map(({ unique, errno }) => [unique, errno]),
+      [
+        [1, 0],
+        [2, 0],
+        [3, 0],
+      ],
+    );
+    libc.close(elsewhere);
   });
 
   it('get an error of the origin, one of the store fails the snapshot alone', () => {

@@ -95,24 +95,41 @@ export class Batch<S extends Source> {
   }
 
   /**
-   * Takes what waits at a source, as much as there is room for, and begins it. Returns how many requests there were.
+   * Takes what waits at a source, as much as there is room for, and begins it. Returns how many requests there were. One that
+   * was served from start to end is the last: other sources, and what is in hand, get their turn in between.
    */
   gather(source: S): number {
     // Once in so many requests all have to end: the arena begins anew.
     if (this.#position >= POSITIONS) this.drain();
     let taken = 0;
-    for (; ; taken++) {
+    for (;;) {
       if (this.count === 0) this.#position = 0;
       if (this.#free.length === 0 || this.#position >= POSITIONS) break;
       const buffer = this.#bufferAt(this.#position);
       const served = beginOne(source.fd, source.target, buffer, this.#onError(source));
       if (served === 'empty') break;
-      if (typeof served === 'string') this.#served(source, served);
-      else this.#begin({ source, buffer, begun: served });
-      if (served === 'ended') break;
+      taken++;
+      if (typeof served === 'string') {
+        this.#served(source, served);
+        break;
+      }
+      this.#begin({ source, buffer, begun: served });
     }
     this.#submit();
     return taken;
+  }
+
+  /**
+   * Lets all transfers end, and what follows them: to be called before this thread does something that takes long. What still
+   * waits then, waits for others.
+   */
+  settle(): void {
+    this.#submit();
+    while (this.#underWay > 0) {
+      this.#reap();
+      this.#lookAgain();
+      this.#submit();
+    }
   }
 
   /** Lets requests in hand get on, waiting until one of them can. `sleep`: what to do while all of them wait for others. */

@@ -4,6 +4,8 @@ import { Lanes, openDirect } from '../sys/lanes.js';
 
 const PIECE_BYTES = 1_048_576;
 const LANES = 4;
+/** Their buffers are never written. Kept: a helper serves many sessions, and what they take from the kernel is not given back. */
+let zeroLanes: Lanes | undefined;
 
 export function writeWhole(fd: number, bytes: Uint8Array, at: number): void {
   let done = 0;
@@ -24,7 +26,8 @@ export function writeZeros(fd: number, from: number, to: number): void {
  * through it they would be copied, and held back while the volume that they go through takes them.
  */
 export function writeManyZeros(fd: number, lengthBytes: number): void {
-  const lanes = new Lanes(LANES, PIECE_BYTES);
+  zeroLanes ??= new Lanes(LANES, PIECE_BYTES);
+  const lanes = zeroLanes;
   const pieces = Math.floor(lengthBytes / PIECE_BYTES);
   const offsetOf = (piece: number): number => piece * PIECE_BYTES;
   const directFd = openDirect(fd);

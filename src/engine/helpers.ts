@@ -56,7 +56,8 @@ export class Helpers {
   start(protocol: number): number {
     const rested = this.#endRest();
     if (rested !== undefined) {
-      if (this.#running.get(rested)?.protocol === protocol) return rested;
+      const helper = this.#running.get(rested);
+      if (helper?.protocol === protocol && helper.child.connected) return rested;
       this.#dismiss(rested);
     }
     const program = fileURLToPath(new URL('./helper.js', import.meta.url));

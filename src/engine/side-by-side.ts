@@ -26,10 +26,14 @@ export class SideBySide {
   }
 
   #readTogether(queue: AioQueue, reads: readonly ReadStep[]): void {
-    reads.forEach(({ device, buffer, at, lengthBytes, offset }, slot) => {
+    // All are looked at before the first is prepared: what is prepared is submitted, whatever comes next.
+    const fds = reads.map(({ device, buffer, at, lengthBytes, offset }) => {
       assert(device instanceof FdDevice, 'a worker reads from descriptors');
       device.checkRange(buffer, at, lengthBytes, offset);
-      queue.prepare(slot, false, device.fd, buffer.address + at, lengthBytes, offset);
+      return device.fd;
+    });
+    reads.forEach(({ buffer, at, lengthBytes, offset }, slot) => {
+      queue.prepare(slot, false, fds[slot] ?? -1, buffer.address + at, lengthBytes, offset);
     });
     const submitted = queue.submit();
     const again: ReadStep[] = [...reads.slice(submitted)];

@@ -107,11 +107,16 @@ class SteppedRequest implements Pending {
         this.isTransfer = false;
         return this;
       }
-      if (step.kind === 'read' || step.kind === 'write') {
+      if (step.kind !== 'read' && step.kind !== 'write') {
+        next = this.#performed(step);
+        continue;
+      }
+      try {
         this.#leave(step);
         return this;
+      } catch (error) {
+        next = this.#steps.throw(error);
       }
-      next = this.#performed(step);
     }
     this.#onEnd();
     return undefined;

@@ -143,8 +143,8 @@ export interface FreezeTimes {
 /**
  * Freezes every file system that is mounted read-write on the volumes, switches under the closed gates, thaws. In this order:
  * syncfs while everything runs, FIFREEZE while the workers run, the gates, the switch, the gates again, FITHAW. A volume
- * without a mounted file system has its writes held for the switch alone. The helper inherits the volumes' memory as its
- * first descriptors, to open the gates before it thaws when its time is over. `beforeFreeze`: what takes long and may be done
+ * without a mounted file system has its writes held for the switch alone. The helper maps the volumes' memory, to
+ * open the gates before it thaws when its time is over. `beforeFreeze`: what takes long and may be done
  * as late as behind syncfs.
  */
 export async function freezeAndSwitch(

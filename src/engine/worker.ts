@@ -6,6 +6,7 @@
  * be ended. Messages are taken synchronously, after the eventfd has woken it or when a generation word says that a
  * configuration is new; the thread never returns to the event loop while it lives.
  */
+import { writeSync } from 'node:fs';
 import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { type BlockDevice, FdDevice, type IoBuffer } from '../block/device.js';
 import { ASYNC_BYTES_MAX, type OnError, type SessionTarget, serveOne } from '../frontend/fuse/session.js';
@@ -26,6 +27,7 @@ import type { FromWorker, ToWorker, WorkerSession, WorkerStart, WorkerStore, Wor
 
 /** A sleeper looks again at the latest after this time, so that a lost wake-up costs time, never a hang. */
 const WAIT_MS_MAX = 100;
+const STDERR = 2;
 const POLL_MS = 5_000;
 /** What is answered, or has an effect, only when no request is in hand. */
 const END_OF_REQUESTS: ReadonlySet<ToWorker['type']> = new Set(['removeVolume', 'removeSession', 'sync', 'stop']);
@@ -209,7 +211,7 @@ export class PoolWorker {
         wake: (word) => libc.futexWake(wordAddress(word), 0x7fff_ffff),
         attention: (cause) => this.#post({ type: 'attention', volumeId: config.id, cause }),
         refresh: () => {
-          if (memory.get(Word.GENERATION) !== volume.generation) this.#drain(true);
+          if (memory.get(Word.GENERATION) !== volume.generation) orEnd(() => this.#drain(true));
         },
       }),
     };
@@ -267,9 +269,13 @@ export class PoolWorker {
     return {
       sizeBytes: volume.sizeBytes,
       readOnly: volume.readOnly,
-      read: (buffer, lengthBytes, offset) => origin.read(buffer, DATA_OFFSET, lengthBytes, offset),
+      read: (buffer, lengthBytes, offset) => {
+        this.#settle();
+        origin.read(buffer, DATA_OFFSET, lengthBytes, offset);
+      },
       beginRead: (buffer, lengthBytes, offset) => new OriginRead(origin, volume.originFd, buffer, lengthBytes, offset),
       write: (buffer, lengthBytes, offset) => {
+        this.#settle();
         if (!isReady(lengthBytes, offset)) {
           run(write(this.#context, buffer, lengthBytes, offset));
           return;
@@ -315,9 +321,17 @@ export class PoolWorker {
   #run(steps: Stepper, executor: StepExecutor): void {
     const wait = (word: number, value: number): void => {
       if (this.#batch.count === 0) executor.sleep(word, value, WAIT_MS_MAX);
-      else this.#batch.advance((timeoutMs) => executor.sleep(word, value, timeoutMs));
+      else orEnd(() => this.#batch.advance((timeoutMs) => executor.sleep(word, value, timeoutMs)));
     };
-    runSteps(steps, wait, (step) => executor.perform(step));
+    runSteps(steps, wait, (step) => {
+      this.#settle();
+      executor.perform(step);
+    });
+  }
+
+  /** Before this thread does one thing: what others have in hand is answered first, and holds up nobody meanwhile. */
+  #settle(): void {
+    if (this.#batch.count > 0) orEnd(() => this.#batch.settle());
   }
 
   #executor({ memory }: Tracer): StepExecutor {
@@ -330,6 +344,20 @@ export class PoolWorker {
 
   #post(message: FromWorker): void {
     this.#port.postMessage(message);
+  }
+}
+
+/**
+ * For what is no part of the request in whose middle it is done: an error there is none of the request, and what it leaves
+ * behind is not known. The process ends, the keeper starts another one, and the requests are asked for again.
+ */
+function orEnd(action: () => void): void {
+  try {
+    action();
+  } catch (error) {
+    writeSync(STDERR, `A worker cannot go on: ${error instanceof Error ? error.stack : String(error)}\n`);
+    process.kill(process.pid, 'SIGKILL');
+    throw error;
   }
 }
 

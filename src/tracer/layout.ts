@@ -67,7 +67,7 @@ export const Word = {
   FREE_BLOCKS: 14,
   /** Not 0 while each written block is noted: from before the free blocks are looked up until T0. */
   NOTING: 15,
-  /** One word a worker: 1 while it is inside a write of this volume. */
+  /** One word a worker: writes of this volume that it is inside of. */
   BUSY: 64,
 } as const;
 

@@ -16,8 +16,9 @@
  * snapshot, never the write (I1): the word FAILED is set before the origin changes, the blocks are marked all the same (I3),
  * and readers look at FAILED after they have read.
  *
- * Waiting while holding: a worker inside (1) waits only for claims, and holds claims only while it does I/O; claims are
- * taken in ascending order of their words. The gate is never waited for from inside. So nothing waits in a circle.
+ * Waiting while holding: a request inside (1) waits only for claims, and holds claims only while it does I/O; claims are
+ * taken in ascending order of their words. The gate is never waited for from inside. So nothing waits in a circle, as long as
+ * a worker with several requests in hand never waits for one of them without letting the others get on.
  */
 import type { BlockDevice, IoBuffer } from '../block/device.js';
 import { errnoOfError, messageOf } from '../sys/errors.js';
@@ -34,7 +35,7 @@ export const STORE_OVERWRITTEN = 117;
 
 /** What a worker brings to a request: who it is, and locked memory for copying. */
 export interface RequestContext {
-  /** 0 to MAX_WORKERS - 1. It may have several requests in hand, but scratch memory for one of them. */
+  /** 0 to MAX_WORKERS - 1. It may have several requests in hand, each with a context of its own. */
   readonly worker: number;
   /** Page-aligned; its length is a multiple of the block and is the longest run that one copy takes. */
   readonly scratch: IoBuffer;
