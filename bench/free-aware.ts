@@ -11,6 +11,8 @@ import { CowbirdVolume, unusedMinor } from './subjects.js';
 import { dropCaches } from './volumes.js';
 
 export type FreeAwareMode = 'passthrough' | 'snapshot' | 'free-aware';
+/** Of the COW file: for its header and index, and for what the file system writes beside the new file. */
+const STORE_SPARE_MIB = 24;
 const MODES: readonly FreeAwareMode[] = ['passthrough', 'snapshot', 'free-aware'];
 
 export interface FreeAwareMeasured {
@@ -60,7 +62,7 @@ async function writeNewFile(
   await lab.run('sync', ['-f', volume.at]);
   const minor = unusedMinor();
   if (mode !== 'passthrough') {
-    const options = { storeBytes: (mib + 64) * MIB, freeAware: mode === 'free-aware' };
+    const options = { storeBytes: (mib + STORE_SPARE_MIB) * MIB, freeAware: mode === 'free-aware' };
     await cowbird.setupSnapshot(volume.device, join(volume.at, 'new.cow'), minor, options, volume.client);
   }
   await dropCaches(lab);

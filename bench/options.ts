@@ -81,7 +81,7 @@ const QUICK: Scale = {
   update: { imageMib: 256, fileMib: 160, rounds: 1 },
   backup: { volumeMib: 512, dataMib: 256, rounds: 1 },
   live: { gib: [1, 4], changedMib: [4], rounds: 1, freezes: 3 },
-  newFileMib: 64,
+  newFileMib: 32,
   readsMib: 128,
   timedGib: [1, 64],
   timedRounds: 1,
