@@ -24,6 +24,7 @@ const ALONE = [
   'hangs',
   'live',
   'live-freeze',
+  'live-together',
   'reclaim',
   'tracking',
   'tracking-kills',

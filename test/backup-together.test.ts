@@ -1,54 +1,16 @@
 /** Backups of several sources at one instant. */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { once } from 'node:events';
-import { closeSync, openSync, readdirSync, readFileSync, readSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as pause } from 'node:timers/promises';
 import * as cowbird from '../src/index.js';
 import { COWBIRD, requireSound, restored } from './backup-scenarios.js';
 import { CANNOT, fill, Lab, MIB, run } from './lab.js';
+import { lastRecord, orderedWriter } from './ordered-writer.js';
 
 const KILLS = Number(process.env['COWBIRD_LONG_BACKUP_KILLS'] ?? 8);
-const RECORD_BYTES = 4096;
-const RECORDS = 1000;
-
-/** Writes record 1 to the first file or disk, 2 to the second, 3 to the first …, each durable before the next is begun. */
-const WRITER = `
-  const fs = require('node:fs');
-  const flags = fs.constants.O_WRONLY | fs.constants.O_CREAT | fs.constants.O_SYNC;
-  const fds = process.argv.slice(1).map((path) => fs.openSync(path, flags));
-  const record = Buffer.alloc(${RECORD_BYTES}, 0x55);
-  for (let i = 1; ; i++) {
-    record.writeUInt32LE(i);
-    const at = (Math.ceil(i / fds.length) - 1) % ${RECORDS};
-    fs.writeSync(fds[(i - 1) % fds.length], record, 0, record.length, at * ${RECORD_BYTES});
-    if (i === 4) fs.writeSync(1, 'begun');
-  }`;
-
-async function orderedWriter(lab: Lab, paths: string[]): Promise<() => Promise<void>> {
-  const child = spawn(process.execPath, ['-e', WRITER, ...paths], { stdio: ['ignore', 'pipe', 'inherit'] });
-  const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()));
-  const stop = async (): Promise<void> => {
-    child.kill('SIGKILL');
-    await ended;
-  };
-  lab.onEnd(stop);
-  await Promise.race([once(child.stdout, 'data'), ended]);
-  return stop;
-}
-
-/** The highest record in the first bytes of a file. */
-function lastRecord(path: string): number {
-  const bytes = Buffer.alloc(RECORDS * RECORD_BYTES);
-  const fd = openSync(path, 'r');
-  const count = readSync(fd, bytes, 0, bytes.byteLength, 0);
-  closeSync(fd);
-  let last = 0;
-  for (let at = 0; at + RECORD_BYTES <= count; at += RECORD_BYTES) last = Math.max(last, bytes.readUInt32LE(at));
-  return last;
-}
 
 const numbersIn = async (repository: string): Promise<number[]> =>
   (await cowbird.listVersions(repository)).versions.map(({ number }) => number);

@@ -1,7 +1,5 @@
 /** Several volumes at one instant. */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as pause } from 'node:timers/promises';
@@ -10,52 +8,17 @@ import { DirectReader } from '../src/sys/direct-reader.js';
 import { traces } from './harness.js';
 import { armFailPoint, restarts, WITH_FAIL_POINTS } from './killing.js';
 import { CANNOT, Lab, MIB, run } from './lab.js';
+import { lastRecordIn, orderedWriter, RECORD_BYTES, RECORDS } from './ordered-writer.js';
 
-const RECORD_BYTES = 4096;
 const STORE = { storeBytes: 24 * MIB };
-
-/** Writes record 1 to the first file, 2 to the second, 3 to the first …, each durable before the next is begun. */
-const WRITER = `
-  const fs = require('node:fs');
-  const flags = fs.constants.O_WRONLY | fs.constants.O_CREAT | fs.constants.O_SYNC;
-  const fds = process.argv.slice(1).map((path) => fs.openSync(path, flags));
-  const record = Buffer.alloc(${RECORD_BYTES}, 0x55);
-  for (let i = 1; ; i++) {
-    record.writeUInt32LE(i);
-    const at = (Math.ceil(i / fds.length) - 1) % 2000;
-    fs.writeSync(fds[(i - 1) % fds.length], record, 0, record.length, at * ${RECORD_BYTES});
-    if (i === 4) fs.writeSync(1, 'begun');
-  }`;
-
-/** A program that writes ordered records across files or devices, until it is stopped; it has begun. */
-async function orderedWriter(lab: Lab, paths: string[]): Promise<() => Promise<void>> {
-  const child = spawn(process.execPath, ['-e', WRITER, ...paths], { stdio: ['ignore', 'pipe', 'inherit'] });
-  const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()));
-  const stop = async (): Promise<void> => {
-    child.kill('SIGKILL');
-    await ended;
-  };
-  lab.onEnd(stop);
-  await Promise.race([once(child.stdout, 'data'), ended]);
-  return stop;
-}
-
-/** The highest record in what was written to one of the files. */
-function lastRecord(bytes: Uint8Array): number {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  let last = 0;
-  for (let at = 0; at + RECORD_BYTES <= Math.min(bytes.byteLength, 2000 * RECORD_BYTES); at += RECORD_BYTES)
-    last = Math.max(last, view.getUint32(at, true));
-  return last;
-}
 
 function lastOnDevice(path: string): number {
   const reader = new DirectReader(path);
   try {
-    const bytes = Buffer.alloc(2000 * RECORD_BYTES);
+    const bytes = Buffer.alloc(RECORDS * RECORD_BYTES);
     for (let at = 0; at < bytes.byteLength; at += MIB)
       reader.read(bytes.subarray(at, Math.min(at + MIB, bytes.byteLength)), at);
-    return lastRecord(bytes);
+    return lastRecordIn(bytes);
   } finally {
     reader.close();
   }
@@ -99,8 +62,8 @@ describe('several volumes at one instant', { skip: CANNOT, concurrency: 3 }, () 
     assert.ok(taken.windowMs !== null && taken.freezeMs !== null && taken.windowMs <= taken.freezeMs);
     const look = async (): Promise<void> =>
       requireOrdered(
-        lastRecord(await fileInSnapshot(lab, '/dev/cowbird220', 'records', 'ext4')),
-        lastRecord(await fileInSnapshot(lab, '/dev/cowbird221', 'records', 'xfs')),
+        lastRecordIn(await fileInSnapshot(lab, '/dev/cowbird220', 'records', 'ext4')),
+        lastRecordIn(await fileInSnapshot(lab, '/dev/cowbird221', 'records', 'xfs')),
       );
     await look();
     for (let round = 2; round < 3; round++) {
@@ -265,8 +228,8 @@ describe('several volumes at one instant', { skip: CANNOT, concurrency: 3 }, () 
         ),
       );
       requireOrdered(
-        lastRecord(await fileInSnapshot(lab, '/dev/cowbird230', 'records', 'ext4')),
-        lastRecord(await fileInSnapshot(lab, '/dev/cowbird231', 'records', 'xfs')),
+        lastRecordIn(await fileInSnapshot(lab, '/dev/cowbird230', 'records', 'ext4')),
+        lastRecordIn(await fileInSnapshot(lab, '/dev/cowbird231', 'records', 'xfs')),
       );
       for (const minor of [230, 231]) await cowbird.destroy(minor, lab.client);
     }

@@ -5,12 +5,13 @@
  * which of it may have changed. The repository does the same with each.
  */
 import { realpathSync, statSync } from 'node:fs';
-import { dirname, join, relative, resolve } from 'node:path';
+import { join, resolve } from 'node:path';
 import type { ClientOptions } from '../control/client.js';
-import { examineTracking } from '../live/support.js';
+import type { Freezer } from '../live/freezer.js';
+import { aloneWith } from '../live/standstill.js';
 import { DiskFiles } from '../repository/disk-files.js';
 import { IMAGE } from '../repository/layout.js';
-import { loadManifest, type SourceIdentity, type VersionRecord } from '../repository/manifest.js';
+import type { VersionRecord } from '../repository/manifest.js';
 import { pruneVersions } from '../repository/prune.js';
 import type { Repository } from '../repository/repository.js';
 import { keptVersions } from '../repository/retention.js';
@@ -19,9 +20,8 @@ import type { BackupSource } from '../repository/source.js';
 import { newestOf } from '../repository/state.js';
 import { createVersion, type UpdateResult } from '../repository/update.js';
 import type { UpdateOptions } from '../repository/update-options.js';
-import { belowPath } from '../sys/below.js';
-import { deviceNumbersOn } from '../sys/blkdev.js';
 import { assert, CowbirdError } from '../sys/errors.js';
+import { realPathOfNew, requireApart, requireSameSource } from './apart.js';
 import {
   type AttachedSource,
   attachedSource,
@@ -31,9 +31,10 @@ import {
   requireOffVolume,
 } from './attached-volume.js';
 import { type DriverRequest, openDriverSources } from './driver-source.js';
-import { decodeToken, LiveDisk, type LiveOptions, openLiveSource } from './live-backup.js';
+import { LiveDisk, type LiveOptions, openLiveSource, startFreezer } from './live-backup.js';
+import { isForLive, liveOptionsOf, liveRequest, withLive } from './live-choice.js';
 import { openOptions, type RepositoryOptions, withRepository } from './repository-at.js';
-import { isSameSource, lockImage, openScanSource } from './scan-source.js';
+import { lockImage, openScanSource } from './scan-source.js';
 import type { Hooks } from './snapshots.js';
 import { openUnmountedSource } from './unmounted-source.js';
 
@@ -103,14 +104,7 @@ export async function backup(source: string, repository: string, options: Backup
       'EINVAL',
       `${source} is not an attached volume, which engine driver wants: \`cowbird attach ${source}\` makes it one`,
     );
-  if (engine === 'live' || (engine === 'auto' && isDisk(source))) {
-    const disk = LiveDisk.open(source, liveOptionsOf(options));
-    try {
-      if (engine === 'live' || !disk.isFree || isTrackedIn(path)) return await backupLive(disk, path, options);
-    } finally {
-      disk.close();
-    }
-  }
+  if (isForLive(source, path, options)) return backupLive(source, path, options);
   const opened = openScanSource(source);
   try {
     requireApart(opened.identity, path);
@@ -124,45 +118,26 @@ export async function backup(source: string, repository: string, options: Backup
   }
 }
 
-/** For engine live, whose helper runs the hooks. */
-function liveOptionsOf({ live, hooks }: BackupOptions): LiveOptions & Hooks {
-  return { ...live, ...hooks };
-}
-
-/** Follows links; what is not there is for the engine to say. */
-function isDisk(source: string): boolean {
-  return statSync(source, { throwIfNoEntry: false })?.isBlockDevice() === true;
-}
-
-/** Whether the newest version of a repository was made by engine live, and its map can go on. */
-function isTrackedIn(path: string): boolean {
-  const manifest = loadManifest(new DiskFiles(path))?.manifest;
-  if (manifest === undefined || decodeToken(newestOf(manifest).continuityToken) === undefined) return false;
-  return examineTracking().every(({ status }) => status === 'ok');
-}
-
 /** A disk that Cowbird was never attached to, as it is used. */
-async function backupLive(disk: LiveDisk, path: string, options: BackupOptions): Promise<BackupSummary> {
-  requireApart(disk.identity, path);
+async function backupLive(named: string, path: string, options: BackupOptions): Promise<BackupSummary> {
   return withNewRepository(path, options, async (held, pool) => {
-    requireSameSource(held, disk.identity);
-    const live = await openLiveSource({
-      disk,
-      newest: held.manifest === undefined ? undefined : newestOf(held.manifest),
-      user: realpathSync(path),
-      whole: options.whole === true,
-      options: liveOptionsOf(options),
-      env: options.client?.env ?? process.env,
-    });
+    // The repository may have been waited for: how the disk is used is looked at now.
+    const disk = LiveDisk.open(named, liveOptionsOf(options));
+    let freezer: Freezer | undefined;
     try {
-      const { source, reason, token, passes } = live;
-      const chosen: Chosen = { engine: 'live', reason, token, freezeMs: 0, committed: live.committed };
-      const summary = await makeVersion(held, pool, source, chosen, options);
-      const { freezeMs, count, restBytes, problems } = passes;
-      summary.warnings.push(...live.warnings, ...problems);
-      return { ...summary, freezeMs, passes: count, restBytes };
+      requireSameSource(held, disk.identity);
+      freezer = await startFreezer([disk], liveOptionsOf(options));
+      const live = openLiveSource(liveRequest(disk, held, aloneWith(freezer), options));
+      try {
+        const { source, reason, token } = live;
+        const chosen: Chosen = { engine: 'live', reason, token, freezeMs: 0, committed: live.committed };
+        return withLive(await makeVersion(held, pool, source, chosen, options), live);
+      } finally {
+        live.close();
+      }
     } finally {
-      await live.close();
+      await freezer?.close();
+      disk.close();
     }
   });
 }
@@ -231,13 +206,15 @@ async function withNewRepository<T>(
   options: BackupOptions,
   use: (held: Repository, pool: WorkerPool) => Promise<T>,
 ): Promise<T> {
-  new DiskFiles(path).create();
+  const files = new DiskFiles(path);
+  const isNew = files.create();
   return withRepository(path, 'write', { ...openOptions(options), mayBegin: true }, async (held, pool) => {
     const release = lockRepositoryImage(path);
     try {
       return await use(held, pool);
     } finally {
       release();
+      if (isNew) files.removeEmpty();
     }
   });
 }
@@ -303,45 +280,6 @@ export async function finishVersion(
 export function lockRepositoryImage(repository: string): () => void {
   const image = join(realpathSync(repository), IMAGE);
   return statSync(image, { throwIfNoEntry: false }) === undefined ? () => undefined : lockImage(image);
-}
-
-/** The repository must not lie in what is backed up, nor the source in the repository. */
-export function requireApart({ kind, path }: SourceIdentity, repository: string): void {
-  const { real, existing } = realPathOfNew(repository);
-  if (kind === 'file') {
-    if (!isInside(path, real)) return;
-    throw new CowbirdError(
-      'EINVAL',
-      `${path} lies in the repository ${repository}: a repository cannot hold its own source`,
-    );
-  }
-  const below = belowPath(existing, { withFiles: false }).numbers;
-  if (deviceNumbersOn(path).some(({ number }) => below.has(number)))
-    throw new CowbirdError('EINVAL', `${repository} lies on ${path}, which is to be backed up: put it on another disk`);
-}
-
-/** The real path of what may not exist yet, and its nearest parent that does. */
-export function realPathOfNew(path: string): { real: string; existing: string } {
-  for (let at = path; ; at = dirname(at)) {
-    if (statSync(at, { throwIfNoEntry: false }) === undefined && at !== dirname(at)) continue;
-    const existing = realpathSync(at);
-    return { existing, real: join(existing, relative(at, path)) };
-  }
-}
-
-/** Whether a path is in a directory, or is it. */
-export function isInside(path: string, directory: string): boolean {
-  return path === directory || path.startsWith(join(directory, '/'));
-}
-
-export function requireSameSource(repository: Repository, identity: SourceIdentity): void {
-  if (repository.manifest === undefined) return;
-  const known = newestOf(repository.manifest).source;
-  if (isSameSource(known, identity)) return;
-  throw new CowbirdError(
-    'EINVAL',
-    `${repository.files.path} is the repository of ${known.path} (${known.content ?? known.place}), and ${identity.path} is another (${identity.content ?? identity.place}): use another repository for it`,
-  );
 }
 
 async function dropOld(repository: Repository, options: BackupOptions): Promise<number[]> {

@@ -12,11 +12,12 @@
  * Killed or failed before 4: no version, and what was taken counts again. Between 4 and 5: the next run's token tells that the
  * version was made. The kernel goes on tracking in any case.
  */
-import { closeSync, statSync } from 'node:fs';
+import { closeSync, fstatSync, statSync } from 'node:fs';
 import * as v from 'valibot';
 import { pathsFrom } from '../control/paths.js';
 import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
-import { Freezer, type FreezerOptions } from '../live/freezer.js';
+import { type FreezePoint, Freezer } from '../live/freezer.js';
+import type { Standstill } from '../live/standstill.js';
 import { BlockBitmap, type ContinuityToken, type LiveTracking, openTracking, startTracking } from '../live/tracking.js';
 import { makeBits, setBit } from '../repository/bits.js';
 import { regionCount } from '../repository/layout.js';
@@ -163,6 +164,8 @@ export interface LiveRequest {
   whole: boolean;
   options: LiveOptions & Hooks;
   env: NodeJS.ProcessEnv;
+  /** Its own, or one for several disks: made with {@link startFreezer}. */
+  standstill: Standstill;
 }
 
 /** A live source, ready to be read. */
@@ -176,26 +179,23 @@ export interface LiveSource {
   warnings: string[];
   /** The version is in the repository. */
   committed(): void;
-  close(): Promise<void>;
+  close(): void;
 }
 
 /** Begins or continues tracking, and opens the source. */
-export async function openLiveSource(request: LiveRequest): Promise<LiveSource> {
-  const { disk, newest, whole, options } = request;
+export function openLiveSource(request: LiveRequest): LiveSource {
+  const { disk, newest, whole, options, standstill } = request;
   const { tracking, reason, isListed } = track(request);
   let file: PageFile | undefined;
-  let freezer: Freezer | undefined;
   let passes: LivePasses | undefined;
-  const close = async (): Promise<void> => {
+  const close = (): void => {
     tracking.close();
     if (file !== undefined) closeSync(file.handle.fd);
     passes?.close();
-    await freezer?.close();
   };
   try {
     file = openUncached(disk);
     const sizeBytes = file.sizeBytes();
-    freezer = await Freezer.start(disk.survey.points, freezerOptions(disk, options));
     // L1: tracking is on; now the blocks in use, and only then the first read.
     const first = new BlockBitmap(tracking.blockCount, makeBits(regionCount(sizeBytes)).buffer);
     tracking.take(first);
@@ -205,7 +205,7 @@ export async function openLiveSource(request: LiveRequest): Promise<LiveSource> 
       file,
       sizeBytes,
       tracking,
-      freezer,
+      standstill,
       used,
       onFrozen: options.onFrozen,
     });
@@ -235,7 +235,7 @@ export async function openLiveSource(request: LiveRequest): Promise<LiveSource> 
       close,
     };
   } catch (error) {
-    await close();
+    close();
     throw error;
   }
 }
@@ -289,12 +289,16 @@ function openUncached({ node, isFree }: LiveDisk): PageFile {
   }
 }
 
-function freezerOptions(disk: LiveDisk, options: LiveOptions & Hooks): FreezerOptions {
-  return {
+/** What freezes all file systems on all of these disks. The caller closes it before the disks. */
+export async function startFreezer(disks: readonly LiveDisk[], options: LiveOptions & Hooks): Promise<Freezer> {
+  // A disk and its partition, or two disks of one file system: what is frozen cannot be frozen again.
+  const points = new Map<number, FreezePoint>();
+  for (const { survey } of disks) for (const point of survey.points) points.set(fstatSync(point.fd).dev, point);
+  return Freezer.start([...points.values()], {
     timeoutMs: (options.freezeTimeoutSeconds ?? FREEZE_TIMEOUT_SECONDS) * 1000,
     preFreeze: options.preFreeze,
     postThaw: options.postThaw,
     hookTimeoutMs: (options.hookTimeoutSeconds ?? HOOK_TIMEOUT_SECONDS) * 1000,
-    environment: { COWBIRD_DEVICES: disk.node },
-  };
+    environment: { COWBIRD_DEVICES: disks.map(({ node }) => node).join(' ') },
+  });
 }

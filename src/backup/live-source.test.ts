@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { afterEach, describe, it } from 'node:test';
 import { BLOCK_BYTES, type BlockBitmap } from '../live/bitmap.js';
 import { Freezer } from '../live/freezer.js';
+import { aloneWith } from '../live/standstill.js';
 import type { ContinuityToken, LiveTracking } from '../live/tracking.js';
 import { hasBit } from '../repository/bits.js';
 import { PageFile } from '../sys/page-file.js';
@@ -67,7 +68,8 @@ async function passesOf(tracking: LiveTracking, frozen: () => void = () => undef
   const file = PageFile.open(path, 'read');
   const options = { timeoutMs: 5_000, hookTimeoutMs: 5_000, environment: {} };
   const freezer = await Freezer.start([], options);
-  const parts = { path, file, sizeBytes: SIZE_BYTES, tracking, freezer, used: undefined, onFrozen: frozen };
+  const standstill = aloneWith(freezer);
+  const parts = { path, file, sizeBytes: SIZE_BYTES, tracking, standstill, used: undefined, onFrozen: frozen };
   const passes = new LivePasses(parts);
   cleanups.push(async () => {
     passes.close();

@@ -14,8 +14,8 @@
  * MiB. A rest that is larger than that and does not shrink any more is a failure.
  */
 import { BLOCK_BYTES, BlockBitmap, countBits } from '../live/bitmap.js';
-import type { Freezer } from '../live/freezer.js';
 import { RestBuffer } from '../live/rest-buffer.js';
+import type { Standstill } from '../live/standstill.js';
 import type { LiveTracking } from '../live/tracking.js';
 import { makeBits } from '../repository/bits.js';
 import { regionCount } from '../repository/layout.js';
@@ -39,14 +39,15 @@ export interface LiveParts {
   file: PageFile;
   sizeBytes: number;
   tracking: LiveTracking;
-  freezer: Freezer;
+  standstill: Standstill;
   /** Undefined: all are to be copied. */
   used: Uint8Array | undefined;
   /** Called while everything stands still, after the rest was read. */
   onFrozen: (() => void) | undefined;
 }
 
-type Attempt = 'whole' | 'too much' | 'written';
+/** What came of a freeze; `others`: of several disks another one did not get what it wanted. */
+type Attempt = 'whole' | 'too much' | 'written' | 'others';
 
 /** The passes of one backup. */
 export class LivePasses {
@@ -76,10 +77,10 @@ export class LivePasses {
 
   readonly nextPass = async (): Promise<Pass | undefined> => {
     if (this.#isDone) return undefined;
-    const { freezer, file, tracking } = this.#parts;
+    const { standstill, file, tracking } = this.#parts;
     // The pass before has read them.
     this.#pending.words.fill(0);
-    await freezer.sync();
+    await standstill.sync();
     const takenBlocks = tracking.take(this.#pending);
     this.count++;
     if (this.#goesOn(takenBlocks)) return this.#passFrom(file);
@@ -88,7 +89,7 @@ export class LivePasses {
       this.#isDone = true;
       return this.#passFrom(this.#rest);
     }
-    if (this.#freezes >= FREEZES_MAX) throw this.#noMoment(attempt);
+    if (attempt !== undefined && this.#freezes >= FREEZES_MAX) throw this.#noMoment(attempt);
     return this.#passFrom(file);
   };
 
@@ -121,23 +122,26 @@ export class LivePasses {
     return true;
   }
 
-  /** One freeze; what it did not read stays in `#pending`. */
-  async #freeze(): Promise<Attempt> {
-    const { freezer, onFrozen } = this.#parts;
-    this.#freezes++;
-    const { result, freezeMs, problem } = await freezer.frozen(() => {
-      const attempt = this.#readRest();
-      if (attempt === 'whole') onFrozen?.();
-      return attempt;
+  /** One freeze; what it did not read stays in `#pending`. Undefined: there was none yet. */
+  async #freeze(): Promise<Attempt | undefined> {
+    const { standstill, onFrozen } = this.#parts;
+    const own: { attempt: Attempt } = { attempt: 'others' };
+    const { outcome, freezeMs, problem } = await standstill.attempt(() => {
+      own.attempt = this.#readRest();
+      if (own.attempt === 'whole') onFrozen?.();
+      return own.attempt === 'whole';
     });
+    if (outcome === 'early') return undefined;
+    this.#freezes++;
     this.freezeMs += freezeMs;
     if (problem !== undefined) this.problems.push(problem);
-    if (result !== 'too much') this.restBytes = this.#setBlocks() * BLOCK_BYTES;
+    const attempt = outcome === 'not done' && own.attempt === 'whole' ? 'others' : own.attempt;
+    if (attempt === 'whole') this.restBytes = this.#setBlocks() * BLOCK_BYTES;
     this.#late.words.forEach((word, at) => {
       if (word !== 0) this.#pending.words[at] = (this.#pending.words[at] ?? 0) | word;
     });
     this.#late.words.fill(0);
-    return result;
+    return attempt;
   }
 
   /** What is done while everything stands still. */
@@ -162,7 +166,9 @@ export class LivePasses {
     const why =
       attempt === 'written'
         ? `${path} was written while its file systems were frozen: somebody writes to the disk itself (a database, swap, dd)`
-        : `${path} had more than 64 MiB to be written each time that it was frozen`;
+        : attempt === 'too much'
+          ? `${path} had more than 64 MiB to be written each time that it was frozen`
+          : `Of the disks that were to be frozen together with ${path} one was written meanwhile, or had more than 64 MiB to be written`;
     return new CowbirdError('EBUSY', `${why}. No version was made after ${FREEZES_MAX} attempts`, {
       outcome: 'failed',
     });

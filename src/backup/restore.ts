@@ -8,7 +8,7 @@ import { versionRecord } from '../repository/repository.js';
 import { type RestoreTarget, restoreVersion } from '../repository/restore.js';
 import { CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
 import { PageFile } from '../sys/page-file.js';
-import { isInside } from './backup.js';
+import { isInside } from './apart.js';
 import { openOptions, parseVersionName, type RepositoryOptions, withRepository } from './repository-at.js';
 import { claimError, lockImage, realPathOf } from './scan-source.js';
 import { HEAD_BYTES, signatureOf } from './signature.js';

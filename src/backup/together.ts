@@ -1,11 +1,13 @@
 /**
  * Backups of several sources at one instant: every one of them gets a version, or none does.
  *
- * Attached volumes that are in use are snapshotted together by the daemon. Everything else (image files, unused disks, attached
- * volumes that are not mounted) is claimed before that instant and until the end, and so is the same at it.
+ * Attached volumes that are in use are snapshotted together by the daemon; or disks in use are read together by engine `live`
+ * and frozen at one moment (standstill.ts). Everything else (image files, unused disks, attached volumes that are not mounted)
+ * is claimed before that instant and until the end, and so is the same at it.
  */
 import { randomBytes } from 'node:crypto';
 import type { ClientOptions } from '../control/client.js';
+import { SharedStandstill } from '../live/standstill.js';
 import { DiskFiles } from '../repository/disk-files.js';
 import { Repository } from '../repository/repository.js';
 import { WorkerPool } from '../repository/runner.js';
@@ -14,6 +16,7 @@ import { newestOf } from '../repository/state.js';
 import { abortTogether, commitTogether } from '../repository/together.js';
 import { type PreparedVersion, prepareVersion } from '../repository/update.js';
 import { assert, CowbirdError } from '../sys/errors.js';
+import { realPathOfNew, requireApart, requireSameSource } from './apart.js';
 import {
   type AttachedSource,
   attachedSource,
@@ -29,12 +32,11 @@ import {
   finishVersion,
   holdsFileSystem,
   lockRepositoryImage,
-  realPathOfNew,
-  requireApart,
-  requireSameSource,
   versionOptions,
 } from './backup.js';
 import { type DriverSource, openDriverSources } from './driver-source.js';
+import { LiveDisk, type LiveSource, openLiveSource, startFreezer } from './live-backup.js';
+import { isForLive, liveOptionsOf, liveRequest, withLive } from './live-choice.js';
 import { openOptions } from './repository-at.js';
 import { type OpenSource, openScanSource } from './scan-source.js';
 import { openUnmountedSource } from './unmounted-source.js';
@@ -60,9 +62,12 @@ interface Work {
   /** Real path of the repository. */
   path: string;
   attached: AttachedSource | undefined;
+  /** It is a disk in use, for engine live. */
+  isLive: boolean;
   scanned: OpenSource | undefined;
   held: Repository | undefined;
   driver: DriverSource | undefined;
+  live: LiveSource | undefined;
   source: BackupSource | undefined;
   chosen: Chosen | undefined;
 }
@@ -86,6 +91,7 @@ export async function backupTogether(
     for (const pair of pairs) works.push(await lookUp(pair, options));
     refuseTwice('repository', works, ({ path }) => path);
     refuseTwice('source', works, ({ attached, pair }) => attached?.volume.device ?? realPathOfNew(pair.source).real);
+    refuseMixture(works);
     for (const work of works) claim(work, client, cleanups);
     // In one order for everybody, so that two of these never wait for each other.
     const byPath = [...works].sort((a, b) => (a.path < b.path ? -1 : 1));
@@ -100,7 +106,7 @@ export async function backupTogether(
 
 async function lookUp(pair: BackupPair, options: BackupOptions): Promise<Work> {
   const { engine = 'auto', client = {} } = options;
-  const attached = engine === 'scan' ? undefined : await attachedSource(pair.source, client);
+  const attached = ['scan', 'live'].includes(engine) ? undefined : await attachedSource(pair.source, client);
   if (attached === undefined && engine === 'driver')
     throw new CowbirdError(
       'EINVAL',
@@ -111,8 +117,24 @@ async function lookUp(pair: BackupPair, options: BackupOptions): Promise<Work> {
     requireOffVolume(attached, pair.repository, existing);
     await ownTracking(attached.volume, client);
   }
-  const none = { scanned: undefined, held: undefined, driver: undefined, source: undefined, chosen: undefined };
-  return { pair, path: real, attached, ...none };
+  const isLive = attached === undefined && isForLive(pair.source, real, options);
+  const none = { scanned: undefined, held: undefined, driver: undefined, live: undefined };
+  return { pair, path: real, attached, isLive, ...none, source: undefined, chosen: undefined };
+}
+
+/** The daemon's freeze and that of engine live are two. */
+function refuseMixture(works: readonly Work[]): void {
+  const live = works.find(({ isLive }) => isLive);
+  const snapshotted = works.find(({ attached }) => attached !== undefined && isSnapshotted(attached));
+  if (live === undefined || snapshotted === undefined) return;
+  throw new CowbirdError(
+    'EINVAL',
+    `${snapshotted.pair.source} is an attached volume in use, ${live.pair.source} a disk in use that is not attached: these cannot be of one instant. With \`--engine live\` both are read as disks; or attach ${live.pair.source} too`,
+  );
+}
+
+function isSnapshotted(attached: AttachedSource): boolean {
+  return attached.isMounted || !holdsFileSystem(attached);
 }
 
 function refuseTwice(what: string, works: readonly Work[], nameOf: (work: Work) => string): void {
@@ -128,6 +150,7 @@ function claim(work: Work, client: ClientOptions, cleanups: Cleanups): void {
     cleanups.push(lockVolume(work.attached, client));
     return;
   }
+  if (work.isLive) return;
   const scanned = openScanSource(work.pair.source);
   cleanups.push(() => scanned.close());
   requireApart(scanned.identity, work.path);
@@ -136,17 +159,19 @@ function claim(work: Work, client: ClientOptions, cleanups: Cleanups): void {
 
 async function openRepository(work: Work, options: BackupOptions, cleanups: Cleanups): Promise<void> {
   const files = new DiskFiles(work.path);
-  files.create();
+  const isNew = files.create();
   const held = await Repository.open(files, 'write', { ...openOptions(options), mayBegin: true });
   cleanups.push(() => held.close());
+  if (isNew) cleanups.push(() => files.removeEmpty());
   cleanups.push(lockRepositoryImage(work.path));
   const { volume } = work.attached ?? {};
   // It may have been waited for: a volume may be mounted now, or not any more.
   if (volume !== undefined) work.attached = await attachedSource(volume.device, options.client ?? {});
+  work.held = held;
+  if (work.isLive) return;
   const identity = work.attached?.identity ?? work.scanned?.identity;
   if (identity === undefined) throw new CowbirdError('ENODEV', `${work.pair.source} was detached meanwhile`);
   requireSameSource(held, identity);
-  work.held = held;
 }
 
 /** Claims what is not in use, and takes the snapshots of the rest at one instant. */
@@ -154,12 +179,13 @@ async function openSources(works: readonly Work[], options: BackupOptions, clean
   const client = options.client ?? {};
   const inUse: Work[] = [];
   for (const work of works) {
-    const { attached, scanned } = work;
+    const { attached, scanned, isLive } = work;
+    if (isLive) continue;
     if (attached === undefined) {
       work.source = scanned;
       const reason = options.engine === 'scan' ? 'scan was asked for' : 'nothing tracks the changes of this source';
       work.chosen = { engine: 'scan', reason, token: null, freezeMs: 0 };
-    } else if (!attached.isMounted && holdsFileSystem(attached)) {
+    } else if (!isSnapshotted(attached)) {
       const opened = await openUnmountedSource(attached, newestIn(work), options.whole === true, client);
       cleanups.push(() => opened.source.close());
       const engine = opened.source.candidates === undefined ? 'scan' : 'driver';
@@ -168,6 +194,38 @@ async function openSources(works: readonly Work[], options: BackupOptions, clean
     } else inUse.push(work);
   }
   if (inUse.length > 0) await openSnapshots(inUse, options);
+}
+
+/** Opens disks in use, and what freezes them together. */
+async function openLive(
+  works: readonly Work[],
+  options: BackupOptions,
+  cleanups: Cleanups,
+): Promise<SharedStandstill | undefined> {
+  const disks = new Map<Work, LiveDisk>();
+  for (const work of works) {
+    if (!work.isLive) continue;
+    const disk = LiveDisk.open(work.pair.source, liveOptionsOf(options));
+    cleanups.push(() => disk.close());
+    // What is frozen must hold no repository of any of them.
+    for (const { path } of works) requireApart(disk.identity, path);
+    if (work.held !== undefined) requireSameSource(work.held, disk.identity);
+    disks.set(work, disk);
+  }
+  if (disks.size === 0) return undefined;
+  const freezer = await startFreezer([...disks.values()], liveOptionsOf(options));
+  cleanups.push(() => freezer.close());
+  const standstill = new SharedStandstill(freezer, disks.size);
+  for (const [work, disk] of disks) {
+    assert(work.held !== undefined, 'its repository is open');
+    const live = openLiveSource(liveRequest(disk, work.held, standstill.member(), options));
+    cleanups.push(() => live.close());
+    const { source, reason, token, committed } = live;
+    work.live = live;
+    work.source = source;
+    work.chosen = { engine: 'live', reason, token, freezeMs: 0, committed };
+  }
+  return standstill;
 }
 
 function newestIn({ held }: Work): ReturnType<typeof newestOf> | undefined {
@@ -207,14 +265,17 @@ async function makeVersions(
   let isMade = false;
   try {
     await openSources(works, options, cleanups);
+    const standstill = await openLive(works, options, cleanups);
     for (const { driver } of works) if (driver !== undefined) await options.onSnapshot?.(driver.node);
-    const parts = await prepareAll(works, pool, id, options);
+    const parts = await prepareAll(works, { pool, standstill }, id, options);
     const results = await commitTogether(id, parts);
     isMade = true;
-    for (const [i, { pair, held, chosen }] of works.entries()) {
+    for (const { chosen } of works) chosen?.committed?.();
+    for (const [i, { pair, held, chosen, live }] of works.entries()) {
       const result = results[i];
       assert(held !== undefined && chosen !== undefined && result !== undefined, 'every pair has its version');
-      backups.push({ ...pair, ...(await finishVersion(held, result, chosen, options)) });
+      const summary = await finishVersion(held, result, chosen, options);
+      backups.push({ ...pair, ...(live === undefined ? summary : withLive(summary, live)) });
     }
   } finally {
     for (const work of works) problems.set(work, (await work.driver?.end(isMade)) ?? []);
@@ -226,20 +287,58 @@ async function makeVersions(
 
 async function prepareAll(
   works: readonly Work[],
-  pool: WorkerPool,
+  { pool, standstill }: { pool: WorkerPool; standstill: SharedStandstill | undefined },
   id: string,
   options: BackupOptions,
 ): Promise<PreparedVersion[]> {
-  const parts: PreparedVersion[] = [];
+  const parts = new Map<Work, PreparedVersion>();
   try {
-    for (const { held, source, chosen } of works) {
-      assert(held !== undefined && source !== undefined && chosen !== undefined, 'every pair has its source');
-      const version = { ...versionOptions(held, pool, chosen, options), togetherId: id };
-      parts.push(await prepareVersion(held, source, version));
-    }
-    return parts;
+    // What stands still anyway is first: the disks in use are the later the less is written meanwhile.
+    for (const work of works) if (!work.isLive) parts.set(work, await prepare(work, pool, id, options));
+    if (standstill !== undefined) await prepareLive(works, standstill, id, options, parts);
+    return works.map((work) => {
+      const part = parts.get(work);
+      assert(part !== undefined, 'every pair has its version');
+      return part;
+    });
   } catch (error) {
-    abortTogether(parts);
+    abortTogether([...parts.values()]);
     throw error;
   }
+}
+
+/** All at the same time: each waits for the others before the freeze. Adds to `parts` what was prepared, whatever happens. */
+async function prepareLive(
+  works: readonly Work[],
+  standstill: SharedStandstill,
+  id: string,
+  options: BackupOptions,
+  parts: Map<Work, PreparedVersion>,
+): Promise<void> {
+  const outcomes = await Promise.allSettled(
+    works.map(async (work) => {
+      if (!work.isLive) return;
+      // A pool runs one job at a time.
+      const pool = new WorkerPool();
+      try {
+        parts.set(work, await prepare(work, pool, id, options));
+      } catch (error) {
+        standstill.abort(error);
+        throw error;
+      } finally {
+        await pool.close();
+      }
+    }),
+  );
+  for (const outcome of outcomes) if (outcome.status === 'rejected') throw standstill.error ?? outcome.reason;
+}
+
+async function prepare(
+  { held, source, chosen }: Work,
+  pool: WorkerPool,
+  id: string,
+  options: BackupOptions,
+): Promise<PreparedVersion> {
+  assert(held !== undefined && source !== undefined && chosen !== undefined, 'every pair has its source');
+  return prepareVersion(held, source, { ...versionOptions(held, pool, chosen, options), togetherId: id });
 }

@@ -2,12 +2,14 @@
 import {
   closeSync,
   constants,
+  fstatSync,
   fsyncSync,
   mkdirSync,
   openSync,
   readdirSync,
   readFileSync,
   renameSync,
+  rmdirSync,
   statfsSync,
   statSync,
   unlinkSync,
@@ -81,25 +83,34 @@ export class DiskFiles implements RepositoryFiles {
   }
 
   /**
-   * Makes the directory, with its parent's entry durable, where there is none.
+   * Makes the directory, with its parent's entry durable, where there is none. True: it did.
    *
    * @throws {CowbirdError} ENOENT where the parent is missing too: a typing mistake must not make a tree of directories.
    */
-  create(): void {
-    if (optional(() => statSync(this.path)) !== undefined) return;
+  create(): boolean {
+    if (optional(() => statSync(this.path)) !== undefined) return false;
     const parent = join(this.path, '..');
     if (optional(() => statSync(parent)) === undefined)
       throw new CowbirdError('ENOENT', `${parent}, where the repository is to be made, does not exist: make it first`);
     mkdirSync(this.path, { mode: 0o700 });
     new DiskFiles(parent).fsyncFolder('');
+    return true;
+  }
+
+  /** Removes the directory where nothing was put into it. To be called by who has made it, with the lock. */
+  removeEmpty(): void {
+    if (readdirSync(this.path).some((name) => name !== LOCK)) return;
+    unlinkSync(this.#at(LOCK));
+    rmdirSync(this.path);
   }
 
   tryLock(exclusive: boolean): Lock | undefined {
     const fd = this.#openLock(exclusive);
     // Nobody can write here, so there is nobody to be kept away.
     if (fd === undefined) return { release: () => undefined };
+    let isLocked: boolean;
     try {
-      if (libc.tryFlock(fd, exclusive ? libc.LOCK_EX : libc.LOCK_SH)) return { release: () => closeSync(fd) };
+      isLocked = libc.tryFlock(fd, exclusive ? libc.LOCK_EX : libc.LOCK_SH);
     } catch (error) {
       closeSync(fd);
       const code = codeOf(errnoOfError(error));
@@ -107,8 +118,11 @@ export class DiskFiles implements RepositoryFiles {
         cause: error,
       });
     }
+    // Between opening and locking it may have been removed with its directory, and both made anew.
+    const isStill = this.witness(LOCK)?.inode === String(fstatSync(fd, { bigint: true }).ino);
+    if (isLocked && isStill) return { release: () => closeSync(fd) };
     closeSync(fd);
-    return undefined;
+    return isStill ? undefined : this.tryLock(exclusive);
   }
 
   #openLock(exclusive: boolean): number | undefined {
