@@ -28,6 +28,8 @@ const SECTOR_BYTES = 512;
 export interface DeviceStart {
   target: { kind: 'version'; repository: string; version: number | undefined } | { kind: 'snapshot'; node: string };
   writable: boolean;
+  /** How long to wait for the repository. */
+  waitMs: number;
   /** The FUSE file is mounted in a folder of this one. */
   runDir: string;
 }
@@ -38,12 +40,12 @@ export type DeviceAnswer =
 
 type Opened = Pick<DeviceWork, 'base' | 'sizeBytes'> & { version: number | null };
 
-async function open({ target }: DeviceStart): Promise<Opened> {
+async function open({ target, waitMs }: DeviceStart): Promise<Opened> {
   if (target.kind === 'snapshot') {
     const file = PageFile.open(target.node, 'read');
     return { base: { kind: 'file', file: file.handle }, sizeBytes: file.sizeBytes(), version: null };
   }
-  const repository = await Repository.open(new DiskFiles(target.repository), 'read');
+  const repository = await Repository.open(new DiskFiles(target.repository), 'read', { waitMs });
   const manifest = repository.requireManifest();
   const record = versionRecord(repository.files, manifest, target.version);
   const { files, view } = openVersion(repository.files, manifest, record);
@@ -98,7 +100,11 @@ async function untilEnded(node: string, folder: string, version: number | null):
 async function main(start: DeviceStart): Promise<void> {
   // A signal to the terminal's group is for the command; this ends with its device.
   for (const signal of ['SIGINT', 'SIGHUP'] as const) process.on(signal, () => undefined);
+  // Until then there is nothing that would have to be taken back.
+  const leave = (): never => process.exit(1);
+  process.on('disconnect', leave);
   const opened = await open(start);
+  process.off('disconnect', leave);
   const fuseFd = libc.open('/dev/fuse', libc.O_RDWR + libc.O_NONBLOCK);
   const stop = new Int32Array(new SharedArrayBuffer(4));
   const work: DeviceWork = { ...opened, fuseFd, stop, writable: start.writable };

@@ -19,6 +19,8 @@ import { HEAD_BYTES, type Signature, signatureOf } from './signature.js';
 import { snapshotNode } from './snapshots.js';
 
 const START_TIMEOUT_MS = 30_000;
+/** Of a timer. */
+const TIMEOUT_MS_MAX = 2 ** 31 - 1;
 const MOUNT_TIMEOUT_MS = 60_000;
 const END_WAIT_MS = 10_000;
 const LOOK_AGAIN_MS = 50;
@@ -26,6 +28,9 @@ const LOOK_AGAIN_MS = 50;
 export interface DeviceOptions {
   /** Take writes, which are thrown away with the device. */
   writable?: boolean;
+  /** How long to wait for a repository that is being written. @default 0 */
+  waitMs?: number;
+  signal?: AbortSignal;
   client?: ClientOptions;
 }
 
@@ -63,6 +68,7 @@ export async function device(target: string, options: DeviceOptions = {}): Promi
 async function start(name: string, options: DeviceOptions): Promise<Started> {
   const client = options.client ?? {};
   const writable = options.writable === true;
+  const waitMs = options.waitMs ?? 0;
   const target = await targetOf(name, client);
   if (target.kind === 'snapshot' && !writable)
     return { device: target.node, version: null, leave: async () => undefined };
@@ -72,14 +78,14 @@ async function start(name: string, options: DeviceOptions): Promise<Started> {
   sweepDevices(runDir);
   const log = openSync(join(runDir, 'devices.log'), 'a', 0o640);
   const program = fileURLToPath(new URL('./device-main.js', import.meta.url));
-  const child = fork(program, [name, JSON.stringify({ target, writable, runDir } satisfies DeviceStart)], {
+  const child = fork(program, [name, JSON.stringify({ target, writable, runDir, waitMs } satisfies DeviceStart)], {
     cwd: '/',
     detached: true,
     stdio: ['ignore', log, log, 'ipc'],
   });
   closeSync(log);
   try {
-    const { node, version } = await answerOf(child);
+    const { node, version } = await answerOf(child, waitMs, options.signal);
     const leave = (how: 'keep' | 'mounted'): Promise<void> =>
       new Promise((done, reject) => {
         child.send(how, (error) => {
@@ -102,11 +108,19 @@ function letGo(child: ReturnType<typeof fork>): void {
   child.unref();
 }
 
-function answerOf(child: ReturnType<typeof fork>): Promise<{ node: string; version: number | null }> {
+function answerOf(
+  child: ReturnType<typeof fork>,
+  waitMs: number,
+  signal: AbortSignal | undefined,
+): Promise<{ node: string; version: number | null }> {
   return new Promise((done, reject) => {
     const fail = (why: string): void =>
       reject(new CowbirdError('EIO', `The device could not be made: ${why}`, { outcome: 'failed' }));
-    const timer = setTimeout(() => fail(`nothing within ${START_TIMEOUT_MS / 1000} s`), START_TIMEOUT_MS);
+    const timeoutMs = Math.min(START_TIMEOUT_MS + waitMs, TIMEOUT_MS_MAX);
+    const timer = setTimeout(() => fail(`nothing within ${timeoutMs / 1000} s`), timeoutMs);
+    const onAbort = (): void => reject(new CowbirdError('EINTR', 'Interrupted: no device was made'));
+    signal?.addEventListener('abort', onAbort, { once: true });
+    if (signal?.aborted === true) onAbort();
     child.once('message', (message) => {
       clearTimeout(timer);
       const answer = v.safeParse(Answer, message);

@@ -12,7 +12,9 @@ import { DBDCTL } from './spec/drivers.js';
 import { optionsOf } from './spec/help.js';
 import { fakeIo } from './testing.js';
 
-const TIMEOUT_MS = 20_000;
+const TIMEOUT_MS = 40_000;
+/** Behind all that zsh offers for a line. */
+const END = '--end--';
 const folder = mkdtempSync(join(tmpdir(), 'cowbird-completion-'));
 const dev = join(folder, 'dev');
 
@@ -54,6 +56,8 @@ function inZsh(lines: readonly string[]): string[][] {
       local -a hits; builtin compadd -A hits "$@"; print -rl -- $hits >> ${captured}
       builtin compadd "$@"
     }
+    functions -c _cowbird _completed
+    _cowbird() { _completed "$@"; local status_=$?; print -r -- ${END} >> ${captured}; return $status_; }
     print -r -- rea''dy`;
   writeFileSync(join(folder, 'setup'), setup);
   const script = `
@@ -62,15 +66,15 @@ function inZsh(lines: readonly string[]): string[][] {
     for line in "$@"; do
       : > ${captured}
       zpty -w -n shell $'\\C-u'"$line"$'\\t'
-      repeat 100; do sleep 0.05; [[ -s ${captured} ]] && break; done
-      sleep 0.1; cp ${captured} ${captured}.$((n++))
+      repeat 400; do sleep 0.02; [[ "$(< ${captured})" == *${END}* ]] && break; done
+      cp ${captured} ${captured}.$((n++))
     done
     zpty -d shell`;
   execFileSync('zsh', ['-f', '-c', script, 'zsh', ...lines], { timeout: TIMEOUT_MS, stdio: 'ignore' });
   return lines.map((_, i) => {
     // What would stand on the line is quoted.
     const words = readFileSync(`${captured}.${i}`, 'utf8').replaceAll('\\', '').split('\n');
-    return [...new Set(words.filter((word) => word !== ''))];
+    return [...new Set(words.filter((word) => word !== '' && word !== END))];
   });
 }
 
@@ -91,6 +95,10 @@ function offers(): ReadonlyArray<readonly [line: string, offered: string[]]> {
     ['cowbird transition-to-snapshot --size 5 x ', ['0', '17']],
     ['cowbird attach di', ['disk.img', 'disk two.img']],
     ['cowbird help dae', ['daemon']],
+    ['cowbird umount ', ['disk.img', 'disk two.img']],
+    ['cowbird changes ', ['0', '17', 'disk.img']],
+    ['cowbird mount ', ['0', '17', 'disk.img']],
+    ['cowbird backup --wait ', ['disk.img', 'disk two.img']],
     ['cowbird completion ', ['bash', 'zsh']],
     ['dbdctl ', DBDCTL.commands.map(({ name }) => name)],
     ['update-img disk.img --', ['--scan', '--version', '--help']],

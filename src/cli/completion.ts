@@ -19,8 +19,8 @@ export function isShell(name: string): name is Shell {
   return SHELLS.some((shell) => shell === name);
 }
 
-/** What is completed: files; volumes by name or path; minors in use; commands of the program; shells; nothing. */
-type Kind = 'file' | 'volume' | 'minor' | 'command' | 'shell' | 'none';
+/** What is completed: files; volumes by name or path; minors in use, or files too; commands of the program; shells; nothing. */
+type Kind = 'file' | 'volume' | 'minor' | 'minor-or-file' | 'command' | 'shell' | 'none';
 
 /** By the names that operands and values have in the help: a new name is given its place here. */
 const KINDS = new Map<string, Kind>([
@@ -33,6 +33,7 @@ const KINDS = new Map<string, Kind>([
   ['ENGINE', 'none'],
   ['DEVICE:COWFILE:MINOR', 'volume'],
   ['DIR', 'file'],
+  ['DIR|DEVICE', 'file'],
   ['DIRECTORY', 'file'],
   ['DISK', 'file'],
   ['FALLOCATE', 'none'],
@@ -47,7 +48,7 @@ const KINDS = new Map<string, Kind>([
   ['REPO', 'file'],
   ['REPO[@N]', 'file'],
   ['REPO@N', 'file'],
-  ['REPO@A..B|MINOR', 'file'],
+  ['REPO|MINOR', 'minor-or-file'],
   ['SIZE', 'none'],
   ['SNAPSHOT', 'file'],
   ['SOURCE', 'file'],
@@ -55,7 +56,7 @@ const KINDS = new Map<string, Kind>([
   ['STEP', 'none'],
   ['TARGET', 'file'],
   ['VOLUME', 'volume'],
-  ['WHAT', 'minor'],
+  ['WHAT', 'minor-or-file'],
 ]);
 
 function kindOf(name: string): Kind {
@@ -122,7 +123,9 @@ function addNode(
     for (const name of [option.short, option.long]) {
       if (name === undefined) continue;
       help.set(`${node} ${name}`, firstSentence(option.help));
-      if (option.value !== undefined) values.set(`${node} ${name}`, kindOf(option.value));
+      // Where it may be left out, the next word most likely is an operand.
+      if (option.value !== undefined && option.optionalValue !== true)
+        values.set(`${node} ${name}`, kindOf(option.value));
     }
   }
 }
@@ -197,7 +200,7 @@ _cowbird() {
     shell) found='bash zsh' ;;
   esac
   mapfile -t COMPREPLY < <(compgen -W "$found" -- "$cur")
-  if [[ $kind == file* || $kind == volume* ]]; then
+  if [[ $kind == *file* || $kind == volume* ]]; then
     compopt -o filenames 2> /dev/null
     mapfile -t -O "\${#COMPREPLY[@]}" COMPREPLY < <(compgen -f -- "$cur")
   fi
@@ -262,6 +265,6 @@ _cowbird() {
     shell) found=(bash zsh) ;;
   esac
   ((\${#found})) && compadd -- $found
-  [[ $kind == file* || $kind == volume* ]] && _files
+  [[ $kind == *file* || $kind == volume* ]] && _files
 }
 `.replaceAll('\\$', '$');

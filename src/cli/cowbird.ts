@@ -46,7 +46,7 @@ async function parse(argv: readonly string[], run: Run): Promise<void> {
   const groups = new Map<string, Command>();
   for (const spec of COWBIRD.commands) addCommand(program, groups, spec, run);
   try {
-    await program.parseAsync(argv, { from: 'user' });
+    await program.parseAsync(withJoinedValues(argv), { from: 'user' });
   } catch (error) {
     if (!(error instanceof CommanderError)) throw error;
     if (error.exitCode === 0) return;
@@ -57,6 +57,32 @@ async function parse(argv: readonly string[], run: Run): Promise<void> {
       .replace(/\.?\s*$/, '');
     throw new UsageError(`${text}; see \`${run.subject} --help\``);
   }
+}
+
+/** Decimal digits: what an option whose value may be left out takes from the next word. */
+const OPTIONAL_VALUE = /^\d+$/;
+
+/**
+ * Options whose value may be left out, with the value joined to them: `--wait 60` waits 60 s, and in `--wait REPO` the next word
+ * is none of theirs.
+ */
+function withJoinedValues(argv: readonly string[]): string[] {
+  const options = COWBIRD.commands.flatMap((command) => command.options);
+  const names = new Set(options.flatMap(({ long, optionalValue }) => (optionalValue === true && long ? [long] : [])));
+  const joined: string[] = [];
+  for (let at = 0; at < argv.length; at++) {
+    const word = argv[at] ?? '';
+    if (word === '--') return [...joined, ...argv.slice(at)];
+    if (!names.has(word)) {
+      joined.push(word);
+      continue;
+    }
+    const next = argv[at + 1] ?? '';
+    const takesNext = OPTIONAL_VALUE.test(next);
+    joined.push(`${word}=${takesNext ? next : ''}`);
+    if (takesNext) at++;
+  }
+  return joined;
 }
 
 function noCommand(argv: readonly string[]): string {

@@ -51,11 +51,15 @@ describe('cowbird backup', () => {
     const argv = ['backup', 'a', 'b', '--engine', 'scan', '--keep', '7', '--whole', '--skip-bad-blocks', '--wait=9'];
     assert.equal(await main(argv, io), 0);
     assert.equal(await main(['backup', 'a', 'b', '--wait'], io), 0);
+    assert.equal(await main(['backup', '--wait', 'a', 'b'], io), 0);
+    assert.equal(await main(['backup', '--wait', '9', 'a', 'b'], io), 0);
     const live = ['--engine', 'live', '--freeze-timeout', '0.5', '--pre-freeze', 'x', '--post-thaw', 'y'];
     assert.equal(await main(['backup', 'a', 'b', ...live, '--hook-timeout', '9'], io), 0);
     assert.deepEqual(calls, [
       ['a', 'b', { engine: 'scan', keep: 7, whole: true, skipBadBlocks: true, waitMs: 9000 }],
       ['a', 'b', { engine: 'auto', whole: false, skipBadBlocks: false, waitMs: 2 ** 31 - 1 }],
+      ['a', 'b', { engine: 'auto', whole: false, skipBadBlocks: false, waitMs: 2 ** 31 - 1 }],
+      ['a', 'b', { engine: 'auto', whole: false, skipBadBlocks: false, waitMs: 9000 }],
       [
         'a',
         'b',

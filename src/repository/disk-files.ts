@@ -22,6 +22,9 @@ import { PageFile } from '../sys/page-file.js';
 import type { FileWitness, Lock, OpenMode, RepositoryFiles, WritableFile } from './files.js';
 import { LOCK } from './layout.js';
 
+/** The process that serves a version (backup/device-main.ts). */
+const DEVICE_PROGRAM = 'device-main';
+
 export class DiskFiles implements RepositoryFiles {
   readonly path: string;
 
@@ -151,7 +154,10 @@ export class DiskFiles implements RepositoryFiles {
     const inode = this.witness(LOCK)?.inode;
     const holders = inode === undefined ? [] : lockHolders(inode, readFileSync('/proc/locks', 'utf8'));
     if (holders.length === 0) return 'a process that cannot be seen from here (another container or machine)';
-    return holders.map(({ pid, command, started }) => `process ${pid} (${command}, started ${started})`).join(' and ');
+    const names = holders.map(({ pid, command, started }) => `process ${pid} (${command}, started ${started})`);
+    const isServed = holders.some(({ command }) => command.startsWith(DEVICE_PROGRAM));
+    const way = isServed ? ', which is a version as a device or mounted: `cowbird umount` ends that' : '';
+    return names.join(' and ') + way;
   }
 
   #at(name: string): string {

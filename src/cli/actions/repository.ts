@@ -1,7 +1,14 @@
 /** The actions of the commands for backups and their repositories. */
 
 import { parseVersionRange } from '../../backup/repository-at.js';
-import type { BackupOptions, BackupPair, BackupSummary, RepositoryOptions, RetentionPolicy } from '../../index.js';
+import type {
+  BackupOptions,
+  BackupPair,
+  BackupSummary,
+  DeviceOptions,
+  RepositoryOptions,
+  RetentionPolicy,
+} from '../../index.js';
 import { CowbirdError } from '../../sys/errors.js';
 import { progressBar } from '../progress.js';
 import { counted, formatSize, parseDecimal } from '../quantities.js';
@@ -25,12 +32,11 @@ function countOption(call: Call, name: string): number | undefined {
 }
 
 function waitOption(call: Call): { waitMs?: number } {
-  if (call.flag('wait')) return { waitMs: WAIT_MS_MAX };
   const text = call.value('wait');
   if (text === undefined) return {};
+  if (text === '') return { waitMs: WAIT_MS_MAX };
   const seconds = parseDecimal(text);
-  if (seconds === undefined)
-    throw new CowbirdError('EINVAL', `--wait \`${text}\` is not a number of seconds: write --wait=60`);
+  if (seconds === undefined) throw new CowbirdError('EINVAL', `--wait \`${text}\` is not a whole number of seconds`);
   return { waitMs: Math.min(seconds * 1000, WAIT_MS_MAX) };
 }
 
@@ -188,18 +194,26 @@ export function isVersionRange(text: string): boolean {
 export const repositoryChanges: Action = async (call) => {
   const range = parseVersionRange(operand(call, 0));
   if (range === undefined) throw new CowbirdError('EINVAL', `\`${operand(call, 0)}\` is not REPO@A..B`);
-  const report = await call.library.versionChanges(range.repository, range.from, range.to, { signal: call.io.signal });
+  const report = await call.library.versionChanges(range.repository, range.from, range.to, {
+    ...waitOption(call),
+    signal: call.io.signal,
+  });
   const lines = report.extents.map(({ offset, length }) => `${offset} ${length}`);
   return answer(call, report, [`${formatSize(report.bytes)}, ${counted(lines.length, 'extent')}`, ...lines].join('\n'));
 };
 
+/** What `device` and `mount` take. */
+function deviceOptions(call: Call): DeviceOptions {
+  return { writable: call.flag('writable'), signal: call.io.signal, ...waitOption(call) };
+}
+
 const device: Action = async (call) => {
-  const made = await call.library.device(operand(call, 0), { writable: call.flag('writable') });
+  const made = await call.library.device(operand(call, 0), deviceOptions(call));
   return answer(call, made, made.device);
 };
 
 const mount: Action = async (call) => {
-  const made = await call.library.mount(operand(call, 0), operand(call, 1), { writable: call.flag('writable') });
+  const made = await call.library.mount(operand(call, 0), operand(call, 1), deviceOptions(call));
   return answer(call, made, made.device);
 };
 

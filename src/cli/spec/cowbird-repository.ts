@@ -1,5 +1,5 @@
 /** The commands of `cowbird` for backups and their repositories. */
-import { HOOKS } from './operands.js';
+import { HOOKS, WAIT } from './operands.js';
 import { type CommandSpec, JSON_OPTION, type OptionSpec } from './types.js';
 
 const REPO = { name: 'REPO', help: 'Directory of the repository.' } as const;
@@ -7,17 +7,11 @@ const REPO_AT = {
   name: 'REPO',
   help: 'Directory of the repository, for its newest version; REPO@N for version N.',
 } as const;
-const WAIT: OptionSpec = {
-  long: '--wait',
-  value: 'SECONDS',
-  optionalValue: true,
-  help: 'Wait while another process has the repository, at most SECONDS. Default: give up at once.',
-};
 const TOGETHER: OptionSpec = {
   long: '--together',
   help: 'Back up several sources at one instant, each to a repository of its own: all of them get a version, or none does.',
 };
-const TARGET = { name: 'TARGET', help: 'REPO, REPO@N, or the minor of a snapshot.' } as const;
+const TARGET = { name: 'REPO|MINOR', help: 'Repository (REPO@N for version N), or the minor of a snapshot.' } as const;
 const WRITABLE: OptionSpec = {
   long: '--writable',
   help: 'Take writes, which are kept in a file without a name in TMPDIR, and thrown away with the device.',
@@ -156,14 +150,14 @@ export const REPOSITORY_COMMANDS: readonly CommandSpec[] = [
       'The repository is locked against writers until it is unmounted, with `cowbird umount` or umount(8). Needs root.',
     ],
     operands: [TARGET, { name: 'DIR', help: 'Directory to mount on.' }],
-    options: [WRITABLE, JSON_OPTION],
+    options: [WRITABLE, WAIT, JSON_OPTION],
     examples: [{ command: 'cowbird mount /backup/disk@3 /mnt', meaning: 'Look into version 3.' }],
   },
   {
     name: 'umount',
     summary: 'Unmount a version or a snapshot, end its device',
     description: ['Ends what `cowbird mount` or `cowbird device` began; anything else is left alone (EINVAL).'],
-    operands: [{ name: 'WHAT', help: 'Directory that is mounted on, or the device.' }],
+    operands: [{ name: 'DIR|DEVICE', help: 'Directory that is mounted on, or the device.' }],
     options: [JSON_OPTION],
   },
   {
@@ -173,7 +167,7 @@ export const REPOSITORY_COMMANDS: readonly CommandSpec[] = [
       'Prints the node of a read-only block device, for dd, fsck, a virtual machine. Of a snapshot that is its own. That of a version stays until `cowbird umount` ends it; the repository is locked against writers as long. Needs root.',
     ],
     operands: [TARGET],
-    options: [WRITABLE, JSON_OPTION],
+    options: [WRITABLE, WAIT, JSON_OPTION],
     examples: [
       { command: 'fsck -f $(cowbird device --writable /backup/disk@3)', meaning: 'Check, and even repair, for a try.' },
     ],

@@ -1,5 +1,5 @@
 /** The commands of `cowbird` for snapshots: dattobd's verbs, and what it has no verb for. */
-import { CACHE, COWFILE, DEVICE, HOOKS, MINOR, RELOAD_COWFILE, STORE_SIZE } from './operands.js';
+import { CACHE, COWFILE, DEVICE, HOOKS, MINOR, RELOAD_COWFILE, STORE_SIZE, WAIT } from './operands.js';
 import { type CommandSpec, JSON_OPTION, type OperandSpec, type OptionSpec } from './types.js';
 
 const TOGETHER: OptionSpec = {
@@ -148,7 +148,7 @@ export const SNAPSHOT_COMMANDS: readonly CommandSpec[] = [
       'Prints count and size, then one byte range a line, as offset and length.',
     ],
     operands: [{ name: 'WHAT', help: 'Number of a snapshot, or REPO@A..B for two versions of a repository.' }],
-    options: [JSON_OPTION],
+    options: [WAIT, JSON_OPTION],
     examples: [{ command: 'cowbird changes /backup/data@3..7', meaning: 'What changed between versions 3 and 7.' }],
   },
 ];

@@ -45,3 +45,11 @@ export const HOOKS: readonly OptionSpec[] = [
   },
   { long: '--hook-timeout', value: 'SECONDS', help: 'How long each of them may take, 1 to 3600. Default: 30.' },
 ];
+
+/** Of the commands that open a repository. */
+export const WAIT: OptionSpec = {
+  long: '--wait',
+  value: 'SECONDS',
+  optionalValue: true,
+  help: 'Wait while another process has the repository, at most SECONDS; without a number as long as it takes. Default: give up at once.',
+};
