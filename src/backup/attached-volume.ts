@@ -27,6 +27,8 @@ export interface AttachedSource {
   signature: Signature | undefined;
   /** Some file system on it is mounted read-write: it can be frozen. */
   isMounted: boolean;
+  /** It is mounted, read-only everywhere: there is nothing to freeze, and it cannot be claimed. */
+  isReadOnly: boolean;
 }
 
 /** The attached volume that a path names: its node, its link, or its origin. Undefined where it names none. */
@@ -56,7 +58,37 @@ export async function attachedSource(source: string, client: ClientOptions): Pro
     place: stats.isFile() ? volume.origin : placeOfDevice(volume.origin, stats.rdev),
     content: signature?.id === undefined ? null : `${signature.name} ${signature.id}`,
   };
-  return { volume, identity, signature, isMounted: isMountedWritable(mountsOn(volume.device)) };
+  const mounts = mountsOn(volume.device);
+  const isMounted = isMountedWritable(mounts);
+  return { volume, identity, signature, isMounted, isReadOnly: mounts.length > 0 && !isMounted };
+}
+
+/** What an engine is to take: an attached volume (engine `driver`), or what a path names (the others). */
+export interface TakenSource {
+  attached: AttachedSource | undefined;
+  source: string;
+}
+
+/**
+ * The attached volume that engine `driver` is to take, where it is the one.
+ *
+ * @throws {CowbirdError} EINVAL when engine `driver` was asked for and cannot.
+ */
+export async function driverVolume(
+  source: string,
+  engine: 'auto' | 'driver' | 'live' | 'scan',
+  client: ClientOptions,
+): Promise<TakenSource> {
+  if (engine === 'scan' || engine === 'live') return { attached: undefined, source };
+  const attached = await attachedSource(source, client);
+  if (attached !== undefined && !attached.isReadOnly) return { attached, source };
+  if (engine === 'auto') return { attached: undefined, source: attached?.volume.device ?? source };
+  throw new CowbirdError(
+    'EINVAL',
+    attached === undefined
+      ? `${source} is not an attached volume, which engine driver wants: \`cowbird attach ${source}\` makes it one`
+      : `${source} is mounted read-only, and so cannot be frozen for a snapshot: engine live takes it as it is`,
+  );
 }
 
 /** Whoever may not talk to the daemon has no volumes that he could name. */

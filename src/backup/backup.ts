@@ -20,12 +20,13 @@ import type { BackupSource } from '../repository/source.js';
 import { newestOf } from '../repository/state.js';
 import { createVersion, type UpdateResult } from '../repository/update.js';
 import type { UpdateOptions } from '../repository/update-options.js';
-import { assert, CowbirdError } from '../sys/errors.js';
+import { assert, CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 import { realPathOfNew, requireApart, requireSameSource } from './apart.js';
 import {
   type AttachedSource,
   attachedSource,
   cowPlaces,
+  driverVolume,
   lockVolume,
   ownTracking,
   requireOffVolume,
@@ -92,18 +93,11 @@ export interface BackupSummary {
  *
  * @throws {CowbirdError} with `refused` when nothing was changed; the versions that there were are untouched in any case.
  */
-export async function backup(source: string, repository: string, options: BackupOptions = {}): Promise<BackupSummary> {
+export async function backup(named: string, repository: string, options: BackupOptions = {}): Promise<BackupSummary> {
   const path = resolve(repository);
   const engine = options.engine ?? 'auto';
-  const attached = engine === 'scan' ? undefined : await attachedSource(source, options.client ?? {});
-  if (attached !== undefined && engine !== 'live') {
-    return backupAttached(attached, path, options);
-  }
-  if (engine === 'driver')
-    throw new CowbirdError(
-      'EINVAL',
-      `${source} is not an attached volume, which engine driver wants: \`cowbird attach ${source}\` makes it one`,
-    );
+  const { attached, source } = await driverVolume(named, engine, options.client ?? {});
+  if (attached !== undefined) return backupAttached(attached, path, options);
   if (isForLive(source, path, options)) return backupLive(source, path, options);
   const opened = openScanSource(source);
   try {
@@ -268,11 +262,15 @@ export async function finishVersion(
   { engine, freezeMs }: Chosen,
   options: BackupOptions,
 ): Promise<BackupSummary> {
-  const dropped = await dropOld(held, options);
+  const dropped = await dropOld(held, result.version.number, options);
   const summary = { ...summaryOf(held, result, dropped), freezeMs };
   const { preFreeze, postThaw } = options.hooks ?? {};
   if ((preFreeze ?? postThaw) !== undefined && (engine === 'scan' || (engine === 'driver' && freezeMs === 0)))
     summary.warnings.push('the hooks were not run: no snapshot was taken');
+  if (options.live?.freezeTimeoutSeconds !== undefined && engine !== 'live')
+    summary.warnings.push(`--freeze-timeout is for engine live: engine ${engine} did not use it`);
+  if (options.cow !== undefined && engine !== 'driver')
+    summary.warnings.push(`--cow is for engine driver: engine ${engine} did not use it`);
   return summary;
 }
 
@@ -282,10 +280,18 @@ export function lockRepositoryImage(repository: string): () => void {
   return statSync(image, { throwIfNoEntry: false }) === undefined ? () => undefined : lockImage(image);
 }
 
-async function dropOld(repository: Repository, options: BackupOptions): Promise<number[]> {
+async function dropOld(repository: Repository, made: number, options: BackupOptions): Promise<number[]> {
   if (options.keep === undefined) return [];
   const { versions } = repository.requireManifest();
-  return pruneVersions(repository, keptVersions(versions, { last: options.keep }), { signal: options.signal });
+  try {
+    return await pruneVersions(repository, keptVersions(versions, { last: options.keep }), { signal: options.signal });
+  } catch (error) {
+    throw new CowbirdError(
+      codeOf(errnoOfError(error)),
+      `Version ${made} was made, but not all older ones could be dropped: ${messageOf(error)}`,
+      { outcome: 'partial', cause: error },
+    );
+  }
 }
 
 function summaryOf(

@@ -131,7 +131,7 @@ function claimDevice(path: string, rdev: number): PageFile {
     throw claimError(
       path,
       error,
-      'engine scan wants it unmounted; a disk that stays in use has to be attached (`cowbird attach`)',
+      'engine scan wants it unmounted; in use, engine live takes it (and engine driver, once it is attached)',
       rdev,
     );
   }

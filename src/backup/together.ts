@@ -21,6 +21,7 @@ import {
   type AttachedSource,
   attachedSource,
   cowPlaces,
+  driverVolume,
   lockVolume,
   ownTracking,
   requireOffVolume,
@@ -59,6 +60,8 @@ export interface TogetherSummary {
 /** What is known of a pair, more with every step. */
 interface Work {
   pair: BackupPair;
+  /** What the pair's source is read from, unless it is a volume to be snapshotted. */
+  node: string;
   /** Real path of the repository. */
   path: string;
   attached: AttachedSource | undefined;
@@ -106,20 +109,15 @@ export async function backupTogether(
 
 async function lookUp(pair: BackupPair, options: BackupOptions): Promise<Work> {
   const { engine = 'auto', client = {} } = options;
-  const attached = ['scan', 'live'].includes(engine) ? undefined : await attachedSource(pair.source, client);
-  if (attached === undefined && engine === 'driver')
-    throw new CowbirdError(
-      'EINVAL',
-      `${pair.source} is not an attached volume, which engine driver wants: \`cowbird attach ${pair.source}\` makes it one`,
-    );
+  const { attached, source } = await driverVolume(pair.source, engine, client);
   const { real, existing } = realPathOfNew(pair.repository);
   if (attached !== undefined) {
     requireOffVolume(attached, pair.repository, existing);
     await ownTracking(attached.volume, client);
   }
-  const isLive = attached === undefined && isForLive(pair.source, real, options);
+  const isLive = attached === undefined && isForLive(source, real, options);
   const none = { scanned: undefined, held: undefined, driver: undefined, live: undefined };
-  return { pair, path: real, attached, isLive, ...none, source: undefined, chosen: undefined };
+  return { pair, node: source, path: real, attached, isLive, ...none, source: undefined, chosen: undefined };
 }
 
 /** The daemon's freeze and that of engine live are two. */
@@ -151,7 +149,7 @@ function claim(work: Work, client: ClientOptions, cleanups: Cleanups): void {
     return;
   }
   if (work.isLive) return;
-  const scanned = openScanSource(work.pair.source);
+  const scanned = openScanSource(work.node);
   cleanups.push(() => scanned.close());
   requireApart(scanned.identity, work.path);
   work.scanned = scanned;
@@ -205,7 +203,7 @@ async function openLive(
   const disks = new Map<Work, LiveDisk>();
   for (const work of works) {
     if (!work.isLive) continue;
-    const disk = LiveDisk.open(work.pair.source, liveOptionsOf(options));
+    const disk = LiveDisk.open(work.node, liveOptionsOf(options));
     cleanups.push(() => disk.close());
     // What is frozen must hold no repository of any of them.
     for (const { path } of works) requireApart(disk.identity, path);

@@ -6,6 +6,7 @@
  * delta is made once, of blocks that are known, and the order of effects of an update is as with any other source. The file
  * is unlinked as soon as it is made: cut off or killed, nothing is left of it (`incoming`, where that was between the two).
  */
+import { CowbirdError } from '../sys/errors.js';
 import { hasBit, makeBits, regionsWith } from './bits.js';
 import type { WritableFile } from './files.js';
 import type { JobTotals } from './jobs-common.js';
@@ -15,7 +16,7 @@ import type { OpenFiles } from './plan.js';
 import type { Repository } from './repository.js';
 import type { BackupSource } from './source.js';
 import { newestOf } from './state.js';
-import { bytesOf, phase, type UpdateOptions, usedOf } from './update-options.js';
+import { bytesOf, isOutOfSpace, phase, type UpdateOptions, usedOf } from './update-options.js';
 
 /** What was read in all passes. */
 export interface PassTotals {
@@ -97,8 +98,14 @@ export async function settleSource(
       staged,
     } as const;
     const chosen = blocks === undefined ? regions : regionsWith(regions, blocks);
-    const progress = phase(options, 'compare', bytesOf(chosen, source.sizeBytes));
-    addPass(sum, blocks, await options.run(spec, { source: file, image, checksums, target }, chosen, progress));
+    const done = { doneBytes: 0 };
+    const wholeBytes = bytesOf(chosen, source.sizeBytes);
+    const progress = phase(options, 'compare', wholeBytes, done);
+    try {
+      addPass(sum, blocks, await options.run(spec, { source: file, image, checksums, target }, chosen, progress));
+    } catch (error) {
+      throw isOutOfSpace(error) ? noRoomAside(repository, wholeBytes - done.doneBytes) : error;
+    }
   };
   try {
     target.truncate(source.sizeBytes);
@@ -117,6 +124,15 @@ export async function settleSource(
     badBlocks: sortedBlocks(sum),
     close: () => target.close(),
   };
+}
+
+/** At most: what is as in the newest version takes no space. */
+function noRoomAside({ files }: Repository, leftBytes: number): CowbirdError {
+  return new CowbirdError(
+    'ENOSPC',
+    `${files.path}: no space left for what changed, with ${leftBytes} bytes of the source still to be read and compared. No version was made, and nothing of this is kept; make room for twice what changed at most (once while it is read, once for the history), or drop old versions with \`cowbird prune\``,
+    { outcome: 'failed' },
+  );
 }
 
 function openUnnamed({ files }: Repository): WritableFile {

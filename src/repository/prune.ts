@@ -16,7 +16,7 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
 import { encodeEntries } from '../cow/index-codec.js';
-import { assert, CowbirdError } from '../sys/errors.js';
+import { assert, CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 import { CHECKSUM_BYTES } from './checksum.js';
 import {
   checksumOffset,
@@ -42,7 +42,11 @@ export interface PruneOptions {
   signal?: AbortSignal | undefined;
 }
 
-/** Drops every version but `kept`, whose numbers ascend and end with the newest. Returns the dropped numbers. */
+/**
+ * Drops every version but `kept`, whose numbers ascend and end with the newest. Returns the dropped numbers.
+ *
+ * @throws what reading or writing gave; {@link CowbirdError} with `partial` when some were dropped by then.
+ */
 export async function pruneVersions(
   repository: Repository,
   kept: readonly number[],
@@ -59,7 +63,12 @@ export async function pruneVersions(
     }
   } catch (error) {
     recover(repository.files);
-    throw error;
+    if (dropped.length === 0) throw error;
+    throw new CowbirdError(
+      codeOf(errnoOfError(error)),
+      `Dropped: ${dropped.join(', ')}. The others that were to be dropped are still there: ${messageOf(error)}`,
+      { outcome: 'partial', cause: error },
+    );
   }
   return dropped;
 }

@@ -132,6 +132,8 @@ export class SimulatedDisk {
   durableNames = new Map<string, number>();
   names = new Map<string, number>();
   pendingNames: NameChange[] = [];
+  /** Of each file that is open: what has no name any more takes its space until then. */
+  readonly open = new Map<object, Inode>();
   #nextInode = 1;
   clock = 1;
 
@@ -172,15 +174,14 @@ export class SimulatedDisk {
   }
 
   usedPages(): number {
-    return [...new Set(this.names.values())].reduce(
-      (sum, id) => sum + (this.inodes.get(id)?.current.pages.size ?? 0),
-      0,
-    );
+    const named = [...this.names.values()].flatMap((id) => this.inodes.get(id) ?? []);
+    return [...new Set([...named, ...this.open.values()])].reduce((sum, { current }) => sum + current.pages.size, 0);
   }
 
   /** Power goes and comes back: what was not durable is there in part, as `random` says. */
   reboot(random: () => number): void {
     // Nothing, everything, or any part of it.
+    this.open.clear();
     const share = [0, 1, random()][Math.floor(random() * 3)] ?? 0;
     const keeps = (): boolean => random() < share;
     for (const inode of this.inodes.values()) {
@@ -217,6 +218,7 @@ class SimulatedFile implements WritableFile {
   constructor(disk: SimulatedDisk, inode: Inode) {
     this.#disk = disk;
     this.#inode = inode;
+    disk.open.set(this, inode);
   }
 
   sizeBytes(): number {
@@ -283,7 +285,7 @@ class SimulatedFile implements WritableFile {
   }
 
   close(): void {
-    // Nothing is held.
+    this.#disk.open.delete(this);
   }
 }
 

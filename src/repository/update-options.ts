@@ -1,4 +1,5 @@
 /** What an update is told, and how its phases tell how far they are. */
+import { codeOf, errnoOfError } from '../sys/errors.js';
 import { REGION_BYTES } from './layout.js';
 import type { VersionRecord } from './manifest.js';
 import type { RunJob, RunOptions } from './runner.js';
@@ -45,4 +46,9 @@ export function phase(
       options.onProgress?.(name, doneBytes, sizeBytes);
     },
   };
+}
+
+/** The disk is full, or what this user may have of it. */
+export function isOutOfSpace(error: unknown): boolean {
+  return ['ENOSPC', 'EDQUOT'].includes(codeOf(errnoOfError(error)));
 }

@@ -33,7 +33,7 @@ import { compare, type OpenFiles, requireSpace, saveDelta } from './plan.js';
 import type { Repository } from './repository.js';
 import type { BackupSource } from './source.js';
 import { nameImage, newestOf, recover } from './state.js';
-import { bytesOf, phase, type UpdateOptions, usedOf } from './update-options.js';
+import { bytesOf, isOutOfSpace, phase, type UpdateOptions, usedOf } from './update-options.js';
 
 export interface UpdateResult {
   version: VersionRecord;
@@ -184,11 +184,6 @@ async function firstVersion(repository: Repository, source: BackupSource, option
     manifest: { format: FORMAT, series, lastNumber: 1, image: null, versions: [version] },
     result: { version, damagedBlocks: [], imageWasForeign: false },
   };
-}
-
-/** The disk is full, or what this user may have of it. */
-function isOutOfSpace(error: unknown): boolean {
-  return ['ENOSPC', 'EDQUOT'].includes(codeOf(errnoOfError(error)));
 }
 
 /** At most: zeros at the end of the source would take no space. */
