@@ -112,3 +112,29 @@ test('where one disk cannot be backed up none is, and nothing is left', { skip: 
     ],
   );
 });
+
+test('an attached volume that is mounted read-only cannot be frozen, and is read by engine live', {
+  skip: CANNOT_TRACK,
+}, async (t) => {
+  const lab = new Lab(t);
+  const { client } = lab;
+  const volume = await lab.attached('volume', 24 * MIB);
+  await lab.mkfs(volume, 'ext4');
+  const at = await lab.mount(volume);
+  await fill(join(at, 'payload'), 4);
+  const repository = lab.path('repository');
+  const first = await cowbird.backup(volume, repository, { client });
+  await run('mount', '-o', 'remount,ro', at);
+  // Its tracking would have to be ended by a mount that is none any more.
+  const second = await cowbird.backup(lab.path('volume'), repository, { client });
+  assert.deepEqual([first.engine, second.engine, second.version, second.warnings], ['driver', 'live', 2, []]);
+  assert.ok(readFileSync(join(repository, 'image')).equals(readFileSync(volume)), 'all that is used is there');
+  await assert.rejects(cowbird.backup(volume, repository, { client, engine: 'driver' }), {
+    code: 'EINVAL',
+    message: /mounted read-only.*engine live/,
+  });
+  await run('mount', '-o', 'remount,rw', at);
+  const third = await cowbird.backup(volume, repository, { client });
+  assert.deepEqual([third.engine, third.version], ['driver', 3]);
+  assert.match(third.reason, /^contents were compared/);
+});

@@ -69,6 +69,14 @@ function differing(path: string, reference: string, offset: number, sizeBytes: n
   return found;
 }
 
+function isZero(path: string, block: number): boolean {
+  const fd = openSync(path, 'r');
+  const bytes = Buffer.alloc(4096, 1);
+  const count = readSync(fd, bytes, 0, bytes.byteLength, block * 4096);
+  closeSync(fd);
+  return bytes.subarray(0, count).every((byte) => byte === 0);
+}
+
 /** Mounts a throw-away copy, so that its log is replayed; its files are those of the journal; its file system is clean. */
 async function requireFiles({ lab, type }: LiveDisk, copy: string, journal: string, what: string): Promise<void> {
   const at = lab.path('look');
@@ -94,10 +102,10 @@ async function requireFiles({ lab, type }: LiveDisk, copy: string, journal: stri
 }
 
 const CONFIGURATIONS = [
-  { type: 'ext4', isPartitioned: false, versions: 3 },
+  { type: 'ext4', isPartitioned: false, versions: 2 },
   { type: 'xfs', isPartitioned: false, versions: 2 },
-  { type: 'ext4', isPartitioned: true, versions: 2 },
-  { type: 'xfs', isPartitioned: true, versions: 3 },
+  { type: 'ext4', isPartitioned: true, versions: 10 },
+  { type: 'xfs', isPartitioned: true, versions: 2 },
 ];
 
 for (const { type, isPartitioned, versions } of CONFIGURATIONS) {
@@ -108,7 +116,7 @@ for (const { type, isPartitioned, versions } of CONFIGURATIONS) {
     const stop = busy(disk, versions * 7 + 1);
     await until('the writer has begun', () => statSync(disk.journal, { throwIfNoEntry: false })?.size !== undefined);
     await new Promise((resolve) => setTimeout(resolve, 1000));
-    // Every block where the whole disk is copied: by brute force none that differs was missed. Then used ones.
+    // By brute force none that differs was missed: every block where the whole disk is copied; else but those left out as unused.
     const isWhole = !isPartitioned;
     const seen: Seen[] = [];
     for (let version = 1; version <= versions; version++) {
@@ -124,7 +132,9 @@ for (const { type, isPartitioned, versions } of CONFIGURATIONS) {
       const copy = lab.path('restored.img');
       await cowbird.restore(`${disk.repository}@${version}`, copy);
       const missed = differing(copy, reference, disk.offset, disk.sizeBytes);
-      if (isWhole) assert.deepEqual(missed, [], `version ${version} is the disk, bit for bit`);
+      const what = isWhole ? 'is the disk, bit for bit' : 'is the disk, but for zeros where nothing is used';
+      const wrong = isWhole ? missed : missed.filter((block) => !isZero(copy, block));
+      assert.deepEqual(wrong, [], `version ${version} ${what}`);
       const before = seen[version - 2];
       if (before !== undefined && isWhole) {
         const moved = differing(before.reference, reference, 0, disk.sizeBytes).length * 4096;

@@ -1,6 +1,6 @@
 /** Versions and snapshots as block devices, and mounted. */
 import { execFile, fork } from 'node:child_process';
-import { closeSync, mkdirSync, openSync, realpathSync, statSync } from 'node:fs';
+import { closeSync, mkdirSync, openSync, statSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -15,6 +15,7 @@ import { DEVICE_FOLDER, isServed, sweepDevices } from './device-folder.js';
 import type { DeviceStart } from './device-main.js';
 import { FREE_MOUNT_OPTIONS, fsTypeOf } from './free-blocks.js';
 import { parseVersionName } from './repository-at.js';
+import { realPathOf } from './scan-source.js';
 import { HEAD_BYTES, type Signature, signatureOf } from './signature.js';
 import { snapshotNode } from './snapshots.js';
 
@@ -230,7 +231,7 @@ function runMount(
  * @throws {CowbirdError} EINVAL for what is not Cowbird's; EBUSY for what is in use.
  */
 export async function umount(what: string): Promise<void> {
-  const real = realpathSync(what);
+  const real = realPathOf(what);
   if (statSync(real).isBlockDevice()) {
     if (!isOurs(real))
       throw new CowbirdError('EINVAL', `${what} is no device that \`cowbird device\` made: nothing was done`);

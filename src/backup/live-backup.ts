@@ -24,7 +24,7 @@ import { regionCount } from '../repository/layout.js';
 import type { SourceIdentity, VersionRecord } from '../repository/manifest.js';
 import type { BackupSource } from '../repository/source.js';
 import { DirectReader } from '../sys/direct-reader.js';
-import { CowbirdError } from '../sys/errors.js';
+import { CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
 import { PageFile } from '../sys/page-file.js';
 import { doubted, LivePasses } from './live-source.js';
 import { type Survey, surveyDisk } from './live-survey.js';
@@ -94,7 +94,7 @@ export class LiveDisk {
     const stats = statSync(node);
     if (!stats.isBlockDevice())
       throw new CowbirdError('ENOTBLK', `${source} is no block device: engine live is for disks and partitions in use`);
-    const survey = surveyDisk(node);
+    const survey = orAskRoot(node, () => surveyDisk(node));
     try {
       const [claimed] = survey.claimed;
       if (claimed !== undefined && options.preFreeze === undefined)
@@ -102,7 +102,7 @@ export class LiveDisk {
           'EBUSY',
           `${claimed} is in use, and not by a file system that can be frozen (swap, RAID, LVM, a database): end that, back up the partitions one by one, or name a command that makes it stand still (--pre-freeze, --post-thaw)`,
         );
-      const signature = signatureOf(headOf(node));
+      const signature = signatureOf(orAskRoot(node, () => headOf(node)));
       const identity: SourceIdentity = {
         kind: 'device',
         path: node,
@@ -127,6 +127,17 @@ export class LiveDisk {
 
   close(): void {
     this.#survey.close();
+  }
+}
+
+/** What wants the disk to be opened, with an error for people where that is not allowed. */
+function orAskRoot<T>(node: string, look: () => T): T {
+  try {
+    return look();
+  } catch (error) {
+    const code = codeOf(errnoOfError(error));
+    if (error instanceof CowbirdError || !['EACCES', 'EPERM'].includes(code)) throw error;
+    throw new CowbirdError(code, `${node} cannot be opened (${code}): a disk is backed up by root`, { cause: error });
   }
 }
 

@@ -40,10 +40,12 @@ export interface DeviceView {
 /**
  * The disk and the part of it that a device node stands for, as they are now.
  *
- * @throws {CowbirdError} ENOTBLK, ENODEV.
+ * @throws {CowbirdError} ENOENT, ENOTBLK, ENODEV.
  */
 export function viewOf(device: string): DeviceView {
-  const stats = statSync(device);
+  const stats = statSync(device, { throwIfNoEntry: false });
+  if (stats === undefined)
+    throw new CowbirdError('ENOENT', `${device} does not exist; the tracking of a disk that is gone has ended with it`);
   if (!stats.isBlockDevice())
     throw new CowbirdError('ENOTBLK', `${device} is no block device: only disks and partitions can be tracked`);
   const view = viewOfNumber(deviceNumber(stats.rdev));
