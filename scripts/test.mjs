@@ -36,7 +36,7 @@ const GROUPS = [
   { folder: 'test', concurrency: 2, timeoutMs: 600_000, isTogether: true, takes: (file) => !ALONE.includes(file) },
   { folder: 'test', concurrency: 1, timeoutMs: 600_000, takes: (file) => ALONE.includes(file) },
 ];
-const LONGEST = ['vm-root', 'backup', 'vm', 'defects', 'simulator', 'kills', 'nine-steps', 'life'].map(
+const LONGEST = ['kills', 'backup', 'vm', 'defects', 'nine-steps', 'life', 'simulator', 'repository'].map(
   (name) => `test/${name}.test.js`,
 );
 /** Runs what takes too long for every change instead: `npm run test:long`. */

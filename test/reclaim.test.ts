@@ -72,7 +72,10 @@ describe('a driver put into one limited memory group with the writer', { skip: C
     const pressed = await press(t, {});
     if (pressed === undefined) return;
     const { lab, group } = pressed;
-    group.take((await pidsOf(lab)).keeper);
+    const { keeper: before } = await pidsOf(lab);
+    group.take(before);
+    // Caught in there while there is no engine, it would wait for what only an engine can write.
+    await group.untilLeftBy(before);
     await killEngine(lab);
     await untilRestarted(lab, 0, 'its end in a group');
     const { keeper, engine } = await pidsOf(lab);

@@ -17,7 +17,7 @@ const STAYS = process.env['COWBIRD_KEEP_CGROUP'] === '1';
  * and over, into a group whose pages were all dirty: 2 of 95 times with 100 ms, 1 of 254 with 20 ms, which cost 1 % of a CPU.
  */
 const LOOK_MS = 50;
-/** Every so many looks the keeper looks after itself too, and at limits that were set for groups that they are in already. */
+/** Every so many looks also at limits that were set for groups that they are in already. */
 const LIMIT_LOOKS = 20;
 /** Never killed for memory: its end is an I/O error for every volume. */
 const KEEPER_OOM_SCORE = -1000;
@@ -59,8 +59,9 @@ function setOomScore(score: number): void {
 export class GroupGuard {
   readonly #report: Report;
   readonly #enginePid: () => number | null;
-  /** Where the engine was found, once it was seen to that no group there limits it. */
+  /** Where each was found, once it was seen to that no group there limits it. */
   #seen = '';
+  #own = '';
   #looks = 0;
 
   constructor(enginePid: () => number | null, report: Report) {
@@ -77,7 +78,10 @@ export class GroupGuard {
   #look(): void {
     const pid = this.#enginePid();
     const isDue = ++this.#looks % LIMIT_LOOKS === 0;
-    if (isDue) leave(process.pid, 'keeper', this.#report);
+    if (isDue || groupsOf(process.pid) !== this.#own) {
+      leave(process.pid, 'keeper', this.#report);
+      this.#own = groupsOf(process.pid) ?? '';
+    }
     if (pid === null || (groupsOf(pid) === this.#seen && !isDue)) return;
     leave(pid, 'engine', this.#report);
     this.#seen = groupsOf(pid) ?? '';

@@ -47,6 +47,7 @@ export function belowDisk(number: string, options: BelowOptions): Below {
 class Search {
   readonly found: Below = { numbers: new Set(), files: [] };
   readonly #mounts = ownMounts();
+  readonly #seen = new Set<MountEntry>();
   readonly #withFiles: boolean;
 
   constructor({ withFiles }: BelowOptions) {
@@ -55,6 +56,9 @@ class Search {
 
   path(path: string): void {
     const mount = mountOf(path, this.#mounts);
+    // The upper layer of an overlay is named by its path at the time of the mount, which may be one in the overlay itself by now.
+    if (this.#seen.has(mount)) return;
+    this.#seen.add(mount);
     if (folderOf(mount.device) !== undefined) this.disk(mount.device);
     else for (const each of disksOfAnonymous(mount)) this.disk(each);
     const upper = mount.fsType === 'overlay' ? optionOf(mount, 'upperdir') : undefined;

@@ -6,6 +6,7 @@ import { runSeedsIn, withMutant } from './mutants.js';
 import { type Result, runSeed } from './run.js';
 
 /** Seeds in which each canary of the simulator has to be found, and in which the code as it is finds nothing. */
+/** In which each bug made by hand is found. */
 export const SEEDS_OF_CI = 600;
 const USAGE = `usage: npm run simulate -- [--minutes M] [--from SEED]   new seeds, one after another (default: 1 minute)
        npm run simulate -- --seed SEED [--canary NAME]   one seed again
