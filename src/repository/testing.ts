@@ -132,7 +132,7 @@ export class SimulatedDisk {
   durableNames = new Map<string, number>();
   names = new Map<string, number>();
   pendingNames: NameChange[] = [];
-  /** Of each file that is open: what has no name any more takes its space until then. */
+  /** Of each open file: without a name, too, it takes its space until it is closed. */
   readonly open = new Map<object, Inode>();
   #nextInode = 1;
   clock = 1;
@@ -174,8 +174,8 @@ export class SimulatedDisk {
   }
 
   usedPages(): number {
-    const named = [...this.names.values()].flatMap((id) => this.inodes.get(id) ?? []);
-    return [...new Set([...named, ...this.open.values()])].reduce((sum, { current }) => sum + current.pages.size, 0);
+    const inodes = [...this.names.values()].flatMap((id) => this.inodes.get(id) ?? []);
+    return [...new Set([...inodes, ...this.open.values()])].reduce((sum, { current }) => sum + current.pages.size, 0);
   }
 
   /** Power goes and comes back: what was not durable is there in part, as `random` says. */
@@ -284,9 +284,7 @@ class SimulatedFile implements WritableFile {
     this.#disk.alive();
   }
 
-  close(): void {
-    this.#disk.open.delete(this);
-  }
+  close = (): boolean => this.#disk.open.delete(this);
 }
 
 export class SimulatedFiles implements RepositoryFiles {
