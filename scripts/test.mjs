@@ -18,22 +18,13 @@ import { readTotals } from './test-reporter.mjs';
 
 const DIST = join(ROOT, 'dist');
 /** Whole-system tests that measure time, share something with others (minors, pins of eBPF programs), or need most of the machine. */
-const ALONE = [
-  'backup-together',
-  'canaries',
-  'hangs',
-  'live',
-  'live-freeze',
-  'live-together',
-  'reclaim',
-  'tracking',
-  'tracking-kills',
-  'tracking-missed',
-].map((name) => `test/${name}.test.js`);
+const ALONE = ['backup-together', 'canaries', 'hangs', 'live-freeze', 'reclaim', 'tracking-missed'].map(
+  (name) => `test/${name}.test.js`,
+);
 const GROUPS = [
   { folder: 'src', concurrency: 2, timeoutMs: 120_000 },
   // Each has minors of its own. The longest come first.
-  { folder: 'test', concurrency: 2, timeoutMs: 600_000, isTogether: true, takes: (file) => !ALONE.includes(file) },
+  { folder: 'test', concurrency: 3, timeoutMs: 600_000, isTogether: true, takes: (file) => !ALONE.includes(file) },
   { folder: 'test', concurrency: 1, timeoutMs: 600_000, takes: (file) => ALONE.includes(file) },
 ];
 const LONGEST = ['kills', 'backup', 'vm', 'defects', 'nine-steps', 'life', 'simulator', 'repository'].map(

@@ -12,7 +12,10 @@ import {
 } from './kill-scenarios.js';
 import { CANNOT } from './lab.js';
 
-const KILLS_MIN = 100;
+/** Of each kind some; `npm run test:long` has thousands. */
+const KILLS_MIN = 60;
+/** Setups are cut off at all of them. */
+const EVERY_OTHER_POINT = SETUP_POINTS.filter((_, i) => i % 2 === 0);
 
 // Two at a time, each with a daemon of its own.
 describe('an engine that ends', { skip: CANNOT, concurrency: 2 }, () => {
@@ -22,16 +25,16 @@ describe('an engine that ends', { skip: CANNOT, concurrency: 2 }, () => {
   });
 
   it('in the middle of transitions and expansions, on ext4: each image follows from the one before and the changes', (t) =>
-    transitions(t, { fsType: 'ext4', minor: 180, points: SETUP_POINTS }));
+    transitions(t, { fsType: 'ext4', minor: 180, points: EVERY_OTHER_POINT }));
 
   it('in the middle of a setup or destroy, on ext4: it is finished, or begun again', (t) =>
     setupsAndDestroys(t, { fsType: 'ext4', minor: 181, points: SETUP_POINTS }));
 
   it('in the middle of transitions and expansions, on xfs: each image follows from the one before and the changes', (t) =>
-    transitions(t, { fsType: 'xfs', minor: 182, points: ['described', 'frozen', 'switched'] }));
+    transitions(t, { fsType: 'xfs', minor: 182, points: ['frozen'] }));
 
   it('in the middle of a setup or destroy, on xfs: it is finished, or begun again', (t) =>
-    setupsAndDestroys(t, { fsType: 'xfs', minor: 183, points: ['store-created', 'paused', 'committed'] }));
+    setupsAndDestroys(t, { fsType: 'xfs', minor: 183, points: ['paused', 'committed'] }));
 
   for (const [i, fsType] of (['ext4', 'xfs'] as const).entries()) {
     for (const [j, mode] of (['snapshot', 'incremental', 'passthrough'] as const).entries()) {

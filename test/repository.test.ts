@@ -95,7 +95,7 @@ function sourceImage(lab: Lab, mib: number, name = 'disk.img'): string {
 
 /** Kills backups of one source to one repository, and looks at what is left each time. Returns how many were cut off. */
 async function killAgainAndAgain(lab: Lab, name: string): Promise<number> {
-  const source = sourceImage(lab, 64, `${name}.img`);
+  const source = sourceImage(lab, 32, `${name}.img`);
   const repository = lab.path(name);
   await backup(source, repository);
   const startedMs = Date.now();

@@ -20,7 +20,7 @@ describe(`a repository whose power is cut (COWBIRD_SEED=${SEED})`, () => {
     const allowed = [NONE, new Map([[1, bytes]])];
     const effects = await cutEverywhere(new SimulatedDisk(), (files) => backUp(files, bytes), allowed, {
       seed: SEED,
-      tries: 3,
+      tries: 2,
     });
     assert.ok(effects > 20, `${effects} effects`);
   });
@@ -29,7 +29,7 @@ describe(`a repository whose power is cut (COWBIRD_SEED=${SEED})`, () => {
     const { disk, versions } = await diskWith(2, SEED);
     const next = changed(versions.get(2) ?? Buffer.alloc(0), randomFrom(SEED + 7), 12);
     const allowed = [versions, new Map([...versions, [3, next]])];
-    const effects = await cutEverywhere(disk, (files) => backUp(files, next), allowed, { seed: SEED, tries: 4 });
+    const effects = await cutEverywhere(disk, (files) => backUp(files, next), allowed, { seed: SEED, tries: 3 });
     assert.ok(effects > 30, `${effects} effects`);
   });
 
@@ -37,7 +37,7 @@ describe(`a repository whose power is cut (COWBIRD_SEED=${SEED})`, () => {
     const { disk, versions } = await diskWith(1, SEED);
     const next = changed(versions.get(1) ?? Buffer.alloc(0), randomFrom(SEED + 9), 12, SIZE_BYTES + 1_300_007);
     const allowed = [versions, new Map([...versions, [2, next]])];
-    await cutEverywhere(disk, (files) => backUp(files, next), allowed, { seed: SEED, tries: 3 });
+    await cutEverywhere(disk, (files) => backUp(files, next), allowed, { seed: SEED, tries: 2 });
   });
 
   it('has no version or the last state of a source that moves, at every effect of the first backup', async () => {
@@ -71,7 +71,7 @@ describe(`a repository whose power is cut (COWBIRD_SEED=${SEED})`, () => {
     const { disk, versions } = await diskWith(4, SEED);
     const effects = await cutEverywhere(disk, (files) => prune(files, [3, 4]), setsOf(versions, [1, 2, 3, 4], [3, 4]), {
       seed: SEED,
-      tries: 3,
+      tries: 2,
     });
     assert.ok(effects > 5, `${effects} effects`);
   });
