@@ -22,7 +22,7 @@ import {
 import { CANNOT, copy, digestOf, fill, Lab, MIB, run, succeeds, until } from './lab.js';
 
 /** The long run has more. */
-const KILLS = 12;
+const KILLS = 8;
 const VERSIONS = 10;
 const USED_VERSIONS = 2;
 const REFUSED = 3;

@@ -13,7 +13,7 @@ import {
 import { CANNOT } from './lab.js';
 
 /** Of each kind some; `npm run test:long` has thousands. */
-const KILLS_MIN = 60;
+const KILLS_MIN = 50;
 /** Setups are cut off at all of them. */
 const EVERY_OTHER_POINT = SETUP_POINTS.filter((_, i) => i % 2 === 0);
 
@@ -30,17 +30,18 @@ describe('an engine that ends', { skip: CANNOT, concurrency: 2 }, () => {
   it('in the middle of a setup or destroy, on ext4: it is finished, or begun again', (t) =>
     setupsAndDestroys(t, { fsType: 'ext4', minor: 181, points: SETUP_POINTS }));
 
-  it('in the middle of transitions and expansions, on xfs: each image follows from the one before and the changes', (t) =>
-    transitions(t, { fsType: 'xfs', minor: 182, points: ['frozen'] }));
-
   it('in the middle of a setup or destroy, on xfs: it is finished, or begun again', (t) =>
     setupsAndDestroys(t, { fsType: 'xfs', minor: 183, points: ['paused', 'committed'] }));
 
-  for (const [i, fsType] of (['ext4', 'xfs'] as const).entries()) {
-    for (const [j, mode] of (['snapshot', 'incremental', 'passthrough'] as const).entries()) {
-      it(`in the write path, in ${mode} mode on ${fsType}: it costs a pause, no error and no byte`, (t) =>
-        killsInWrites(t, { fsType, mode, minor: 184 + i * 3 + j, rounds: 1, randomKills: 3 }));
-    }
+  const WRITES = [
+    ['snapshot', 'ext4'],
+    ['incremental', 'ext4'],
+    ['passthrough', 'xfs'],
+    ['snapshot', 'xfs'],
+  ] as const;
+  for (const [i, [mode, fsType]] of WRITES.entries()) {
+    it(`in the write path, in ${mode} mode on ${fsType}: it costs a pause, no error and no byte`, (t) =>
+      killsInWrites(t, { fsType, mode, minor: 184 + i, rounds: 1, randomKills: 3 }));
   }
 
   it('in the middle of an attach or a detach leaves it done, and no trace of a half one', attachesAndDetaches);

@@ -4,10 +4,11 @@ import { existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import * as cowbird from '../src/index.js';
+import { stopTracking } from '../src/live/tracking.js';
 import { fill, Lab, MIB, run, until } from './lab.js';
 import { type LiveDisk, mountedDisk } from './live-lab.js';
 import { lastRecord, orderedWriter } from './ordered-writer.js';
-import { CANNOT_TRACK } from './tracking-lab.js';
+import { CANNOT_TRACK, trackerPlace } from './tracking-lab.js';
 
 /** The last record in each version, looked at in a throw-away copy. */
 async function recordIn({ lab, type }: LiveDisk, version: string): Promise<number> {
@@ -22,6 +23,14 @@ async function recordIn({ lab, type }: LiveDisk, version: string): Promise<numbe
     await until(`${copy} is unmounted`, async () => (await run('losetup', '-j', copy)) === '');
     await run('rm', copy);
   }
+}
+
+/** An attached volume whose tracking, where a backup begins it, ends with the test. */
+async function trackedVolume(lab: Lab): Promise<string> {
+  const volume = await lab.attached('volume', 24 * MIB);
+  const runDir = trackerPlace(lab);
+  lab.onEnd(async () => void stopTracking(volume, runDir));
+  return volume;
 }
 
 async function togetherIds(repositories: readonly string[]): Promise<Array<string | null | undefined>> {
@@ -97,7 +106,7 @@ test('where one disk cannot be backed up none is, and nothing is left', { skip: 
   noneHas();
   assert.ok(!existsSync(`${disks[0]?.at}/repository`));
   // A volume is snapshotted by the daemon: that is another freeze.
-  const volume = await lab.attached('volume', 24 * MIB);
+  const volume = await trackedVolume(lab);
   const mixture = [first, { source: volume, repository: lab.path('repo-volume') }].flatMap((pair) => pair ?? []);
   await assert.rejects(cowbird.backupTogether(mixture, { client }), { code: 'EINVAL', message: /--engine live/ });
   noneHas();
@@ -118,7 +127,7 @@ test('an attached volume that is mounted read-only cannot be frozen, and is read
 }, async (t) => {
   const lab = new Lab(t);
   const { client } = lab;
-  const volume = await lab.attached('volume', 24 * MIB);
+  const volume = await trackedVolume(lab);
   await lab.mkfs(volume, 'ext4');
   const at = await lab.mount(volume);
   await fill(join(at, 'payload'), 4);

@@ -104,7 +104,7 @@ async function requireFiles({ lab, type }: LiveDisk, copy: string, journal: stri
 const CONFIGURATIONS = [
   { type: 'ext4', isPartitioned: false, versions: 2 },
   { type: 'xfs', isPartitioned: false, versions: 2 },
-  { type: 'ext4', isPartitioned: true, versions: 10 },
+  { type: 'ext4', isPartitioned: true, versions: 5 },
   { type: 'xfs', isPartitioned: true, versions: 2 },
 ];
 

@@ -252,7 +252,13 @@ async function makeVersion(
 ): Promise<BackupSummary> {
   const result = await createVersion(held, source, versionOptions(held, pool, chosen, options));
   chosen.committed?.();
-  return finishVersion(held, result, chosen, options);
+  const summary = await finishVersion(held, result, chosen, options);
+  const { engine } = chosen;
+  if (options.live?.freezeTimeoutSeconds !== undefined && engine !== 'live')
+    summary.warnings.push(`--freeze-timeout is for engine live: engine ${engine} did not use it`);
+  if (options.cow !== undefined && engine !== 'driver')
+    summary.warnings.push(`--cow is for engine driver: engine ${engine} did not use it`);
+  return summary;
 }
 
 /** After the commit: drops what is no longer kept, and sums up. */
@@ -267,10 +273,6 @@ export async function finishVersion(
   const { preFreeze, postThaw } = options.hooks ?? {};
   if ((preFreeze ?? postThaw) !== undefined && (engine === 'scan' || (engine === 'driver' && freezeMs === 0)))
     summary.warnings.push('the hooks were not run: no snapshot was taken');
-  if (options.live?.freezeTimeoutSeconds !== undefined && engine !== 'live')
-    summary.warnings.push(`--freeze-timeout is for engine live: engine ${engine} did not use it`);
-  if (options.cow !== undefined && engine !== 'driver')
-    summary.warnings.push(`--cow is for engine driver: engine ${engine} did not use it`);
   return summary;
 }
 
