@@ -1,7 +1,7 @@
 /**
- * One at a time: of set-ups in one checkout, of test runs on one machine. The lock is a listening socket with an abstract name (no file): the kernel takes it
- * away with its holder, so that there is no stale lock, whatever ended the holder. Who waits stays connected: the connection
- * ends with the holder.
+ * One at a time: of set-ups in one checkout, of test runs on one machine. The lock is a listening socket with an abstract name
+ * (no file): the kernel takes it away with its holder, so that there is no stale lock, whatever ended the holder. Who waits stays
+ * connected: the connection ends with the holder.
  */
 import { statSync } from 'node:fs';
 import { connect, createServer } from 'node:net';

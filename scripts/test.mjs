@@ -163,9 +163,11 @@ export async function main(args) {
   const parts = args.filter((arg) => !arg.startsWith('-')).map(asCompiled);
   const isChosen = (file) => parts.length === 0 || parts.some((part) => file.includes(part));
   const ending = isLong ? '.long.js' : '.test.js';
-  const groups = GROUPS.map(({ timeoutMs, takes = () => true, ...group }) => ({
+  // The long ones measure pauses and times: each alone.
+  const long = { timeoutMs: LONG_TIMEOUT_MS, concurrency: 1, isTogether: false };
+  const groups = GROUPS.map(({ takes = () => true, ...group }) => ({
     ...group,
-    timeoutMs: isLong ? LONG_TIMEOUT_MS : timeoutMs,
+    ...(isLong ? long : {}),
     files: longestFirst(testFiles(group.folder, ending).filter((file) => isChosen(file) && takes(file))),
   }));
   const chosen = groups.filter((group) => group.files.length > 0);

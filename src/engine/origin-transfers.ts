@@ -4,49 +4,55 @@ import type { Pending } from '../frontend/fuse/session.js';
 import { DATA_OFFSET, type WireBuffer } from '../frontend/fuse/wire.js';
 import type { RequestContext, Tracer } from '../tracer/tracer.js';
 
-export class OriginRead implements Pending {
+/** Between the data area of a request's buffer and the origin. */
+abstract class OriginTransfer implements Pending {
   readonly isTransfer = true;
-  readonly isWrite = false;
+  abstract readonly isWrite: boolean;
   readonly fd: number;
   readonly address: number;
   readonly lengthBytes: number;
   readonly offset: number;
-  readonly #origin: BlockDevice;
-  readonly #buffer: WireBuffer;
+  protected readonly buffer: WireBuffer;
 
-  constructor(origin: BlockDevice, fd: number, buffer: WireBuffer, lengthBytes: number, offset: number) {
+  constructor(fd: number, buffer: WireBuffer, lengthBytes: number, offset: number) {
     this.fd = fd;
     this.address = buffer.address + DATA_OFFSET;
     this.lengthBytes = lengthBytes;
     this.offset = offset;
-    this.#origin = origin;
-    this.#buffer = buffer;
+    this.buffer = buffer;
   }
 
-  done(): undefined {}
+  abstract done(): undefined;
+  abstract again(): undefined;
 
   isOver(): boolean {
     return true;
   }
 
   sleep(): void {}
+}
+
+export class OriginRead extends OriginTransfer {
+  readonly isWrite = false;
+  readonly #origin: BlockDevice;
+
+  constructor(origin: BlockDevice, fd: number, buffer: WireBuffer, lengthBytes: number, offset: number) {
+    super(fd, buffer, lengthBytes, offset);
+    this.#origin = origin;
+  }
+
+  done(): undefined {}
 
   again(): undefined {
-    this.#origin.read(this.#buffer, DATA_OFFSET, this.lengthBytes, this.offset);
+    this.#origin.read(this.buffer, DATA_OFFSET, this.lengthBytes, this.offset);
   }
 }
 
 /** A write that {@link Tracer.begin} has begun: its end follows the transfer, whatever came of it. */
-export class OriginWrite implements Pending {
-  readonly isTransfer = true;
+export class OriginWrite extends OriginTransfer {
   readonly isWrite = true;
-  readonly fd: number;
-  readonly address: number;
-  readonly lengthBytes: number;
-  readonly offset: number;
   readonly #tracer: Tracer;
   readonly #context: RequestContext;
-  readonly #buffer: WireBuffer;
 
   constructor(
     tracer: Tracer,
@@ -56,28 +62,18 @@ export class OriginWrite implements Pending {
     lengthBytes: number,
     offset: number,
   ) {
-    this.fd = fd;
-    this.address = buffer.address + DATA_OFFSET;
-    this.lengthBytes = lengthBytes;
-    this.offset = offset;
+    super(fd, buffer, lengthBytes, offset);
     this.#tracer = tracer;
     this.#context = context;
-    this.#buffer = buffer;
   }
 
   done(): undefined {
     this.#tracer.end(this.#context);
   }
 
-  isOver(): boolean {
-    return true;
-  }
-
-  sleep(): void {}
-
   again(): undefined {
     try {
-      this.#tracer.origin.write(this.#buffer, DATA_OFFSET, this.lengthBytes, this.offset);
+      this.#tracer.origin.write(this.buffer, DATA_OFFSET, this.lengthBytes, this.offset);
     } finally {
       this.#tracer.end(this.#context);
     }

@@ -60,8 +60,7 @@ export class GroupGuard {
   readonly #report: Report;
   readonly #enginePid: () => number | null;
   /** Where each was found, once it was seen to that no group there limits it. */
-  #seen = '';
-  #own = '';
+  readonly #seen = new Map<'keeper' | 'engine', string>();
   #looks = 0;
 
   constructor(enginePid: () => number | null, report: Report) {
@@ -76,15 +75,16 @@ export class GroupGuard {
   }
 
   #look(): void {
-    const pid = this.#enginePid();
     const isDue = ++this.#looks % LIMIT_LOOKS === 0;
-    if (isDue || groupsOf(process.pid) !== this.#own) {
-      leave(process.pid, 'keeper', this.#report);
-      this.#own = groupsOf(process.pid) ?? '';
-    }
-    if (pid === null || (groupsOf(pid) === this.#seen && !isDue)) return;
-    leave(pid, 'engine', this.#report);
-    this.#seen = groupsOf(pid) ?? '';
+    this.#lookAt('keeper', process.pid, isDue);
+    const pid = this.#enginePid();
+    if (pid !== null) this.#lookAt('engine', pid, isDue);
+  }
+
+  #lookAt(who: 'keeper' | 'engine', pid: number, isDue: boolean): void {
+    if (!isDue && groupsOf(pid) === this.#seen.get(who)) return;
+    leave(pid, who, this.#report);
+    this.#seen.set(who, groupsOf(pid) ?? '');
   }
 }
 

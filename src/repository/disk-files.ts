@@ -122,7 +122,7 @@ export class DiskFiles implements RepositoryFiles {
       });
     }
     // Between opening and locking it may have been removed with its directory, and both made anew.
-    const isStill = this.witness(LOCK)?.inode === String(fstatSync(fd, { bigint: true }).ino);
+    const isStill = fstatSync(fd).nlink > 0;
     if (isLocked && isStill) return { release: () => closeSync(fd) };
     closeSync(fd);
     return isStill ? undefined : this.tryLock(exclusive);
