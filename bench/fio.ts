@@ -101,7 +101,7 @@ export async function runFio(
     ...bound,
     '--output-format=json',
   ];
-  const { stdout } = await lab.run('fio', args, { timeoutMs: 120_000 });
+  const { stdout } = await lab.run('fio', args, { timeoutMs: options.cellMs + 120_000 });
   // fio may say something before its JSON.
   const output = v.parse(Output, JSON.parse(stdout.slice(stdout.indexOf('{'))));
   const [job] = output.jobs;

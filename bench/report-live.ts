@@ -19,7 +19,7 @@ export function trackingSection({ tracking }: Results): string[] {
   });
   return [
     '## Tracking inside the kernel',
-    `A loop device with direct I/O; pairs of cells, of which the first changes from round to round. The map of 1 TiB takes ${round(tracking.mapMib, 1)} MiB.`,
+    `A loop device with direct I/O that one fio writes to all the while; tracking is switched on and off under it, and windows next to each other are compared: ${tracking.rounds.length} pairs, of which the first changes from pair to pair. The map of 1 TiB takes ${round(tracking.mapMib, 1)} MiB.`,
     table(['', 'not tracked, IOPS', 'tracked, IOPS', 'ratio', 'min / quartiles / max'], rows),
   ];
 }

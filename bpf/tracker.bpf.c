@@ -18,10 +18,10 @@
  * first one's misses, nothing was missed.
  *
  * And not even that is believed. Kernels were met that do not run programs in the context of some process, and count no miss. So a
- * request is noted at block_rq_issue under its address, with its range, and the note goes when it is seen to complete: what is noted
- * is under way or was missed, and whoever takes bits takes these ranges too. Requests are used again: a note that is there when
- * the next one is issued is of one whose end was missed, and its range is marked before the note is overwritten. One program
- * does for that: a request without a note is marked when it completes, and if that is missed too, it is a doubt.
+ * request is noted at block_rq_issue under its address, with its range, and the note is emptied when it is seen to complete: what
+ * is noted is under way or was missed, and whoever takes bits takes these ranges too. Requests are used again: a note that is not
+ * empty when the next one is issued is of one whose end was missed, and its range is marked before the note is overwritten. One
+ * program does for that: a request without a note is marked when it completes, and if that is missed too, it is a doubt.
  *
  * That is found by counting: `sectors` of what was seen to complete, `recovered` sectors of notes whose end was missed, and those that
  * are still noted, against the kernel's statistics of the disk, which count in the same function that completes requests.
@@ -32,6 +32,7 @@
 #include <bpf/bpf_tracing.h>
 #include <bpf/bpf_core_read.h>
 
+#define NULL ((void *)0)
 #define CORE __attribute__((preserve_access_index))
 
 struct gendisk {
@@ -89,6 +90,8 @@ const volatile __u32 words = 1;
 /* 1: a passthrough command without data may change the disk, as with NVMe's Write Zeroes. */
 const volatile __u32 strict_passthrough = 0;
 const volatile __u64 block_count = 0;
+/* Places for notes: a power of two, less one. */
+const volatile __u32 note_mask = 0;
 
 /*
  * The layout below is read by every later Cowbird: src/live/kernel-map.ts has the same numbers. `magic` to `ready` are written
@@ -180,19 +183,33 @@ struct {
 	__type(value, struct range);
 } bios SEC(".maps");
 
+/*
+ * Written in place, `bytes` last. A reader may see the sectors of one request with the bytes of the next: that one is under way
+ * only now, and its note is there, whole, for as long as its end is not seen.
+ */
 struct note {
+	/* Of the request; 0: the place is free. Once taken, it is that request's for good. */
+	__u64 address;
 	__u64 first;
 	/* What has not been seen to complete; 0: nothing. */
 	__u64 bytes;
 	/* When the request was allocated: tells one use of an address from the next, and not a request from itself when it is requeued. */
 	__u64 start;
 };
+_Static_assert(sizeof(struct note) == 32, "the layout is fixed");
 
-/* Requests under way, by address, and those whose end was missed. When it is full, there is no note, and a missed end is a doubt. */
+/*
+ * Requests that are or were under way, each at the place that its address gives, or at one of the next. A disk uses the same few
+ * again and again, so that their notes stay: to make and remove one for each write, in a hash, costs more than all the rest.
+ * There is room for four times as many as the disk has, some of which may be made anew (another I/O scheduler). A request that
+ * finds no place has no note, and if its end is missed, it is a doubt.
+ */
+#define PROBES 8
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 16384);
-	__type(key, __u64);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
 	__type(value, struct note);
 } requests SEC(".maps");
 
@@ -230,8 +247,11 @@ static __always_inline void put_event(struct cpu *cpu, __u64 event)
 /* How deep the event is in the stack; -1 when it is not there. */
 static __always_inline int find_event(struct cpu *cpu, __u64 event)
 {
-	__u32 depth = cpu->depth;
+	__u32 depth = cpu->depth, top = (depth - 1) & (LEVELS - 1);
 
+	/* All but always. */
+	if (cpu->event[top] == event && top < depth)
+		return top;
 	for (int i = LEVELS - 1; i >= 0; i--)
 		if (i < depth && cpu->event[i] == event)
 			return i;
@@ -344,24 +364,60 @@ static __always_inline void recover(struct cpu *cpu, struct note *note, __u64 mi
 	__sync_lock_test_and_set(&note->bytes, 0);
 }
 
+/* The note of a request; with `take`, one of its own where it has none yet. */
+static __always_inline struct note *find_note(struct request *rq, int take)
+{
+	__u64 address = (__u64)rq;
+	__u32 low = address, place;
+
+	/* The verifier lets nobody calculate with pointers; half of one, moved to a register of 32 bits, is a number. */
+	asm volatile("" : "+w"(low));
+	/* Requests lie side by side, some hundred bytes each; more bits than there ever are places. */
+	place = ((low >> 6) * 0x9e3779b1U) >> 14;
+	for (int i = 0; i < PROBES; i++) {
+		__u32 key = (place + i) & note_mask;
+		struct note *note = bpf_map_lookup_elem(&requests, &key);
+
+		if (!note)
+			return NULL;
+		if (note->address == address)
+			return note;
+		if (note->address)
+			continue;
+		if (!take)
+			return NULL;
+		if (!__sync_val_compare_and_swap(&note->address, 0, address))
+			return note;
+	}
+	return NULL;
+}
+
+static __always_inline void write_note(struct note *note, __u64 first, __u64 bytes, __u64 start)
+{
+	note->first = first;
+	note->start = start;
+	/* An exchange, because nothing that is written before may come later. */
+	__sync_lock_test_and_set(&note->bytes, bytes);
+}
+
 static __always_inline void on_issue(struct request *rq)
 {
-	struct note now = { .first = rq->__sector, .bytes = rq->__data_len, .start = rq->start_time_ns };
-	__u64 key = (__u64)rq;
 	struct note *note;
 
 	if (!names_range(rq->cmd_flags & OP_MASK) || !is_request_ours(rq))
 		return;
-	note = bpf_map_lookup_elem(&requests, &key);
+	note = find_note(rq, 1);
+	if (!note)
+		return;
 	/* Requeued, it has not completed, but it may be another range now. */
-	if (note && note->bytes)
-		recover(this_cpu(COMPLETE), note, note->start == now.start ? 0 : note->bytes);
-	bpf_map_update_elem(&requests, &key, &now, BPF_ANY);
+	if (note->bytes)
+		recover(this_cpu(COMPLETE), note, note->start == rq->start_time_ns ? 0 : note->bytes);
+	write_note(note, rq->__sector, rq->__data_len, rq->start_time_ns);
 }
 
 static __always_inline void on_request(struct cpu *cpu, struct request *rq, unsigned int bytes)
 {
-	__u64 key = (__u64)rq, rest = rq->__data_len;
+	__u64 rest = rq->__data_len;
 	struct note *note;
 
 	/* A failed write may have changed sectors: errors are not looked at. */
@@ -370,7 +426,7 @@ static __always_inline void on_request(struct cpu *cpu, struct request *rq, unsi
 	if (cpu)
 		__sync_fetch_and_add(&cpu->sectors, bytes >> SECTOR_SHIFT);
 	mark(rq->__sector, bytes);
-	note = bpf_map_lookup_elem(&requests, &key);
+	note = find_note(rq, 0);
 	if (!note)
 		return;
 	if (note->bytes) {
@@ -383,19 +439,10 @@ static __always_inline void on_request(struct cpu *cpu, struct request *rq, unsi
 		else if (note->bytes > rest)
 			recover(cpu, note, note->bytes - rest);
 	}
-	if (bytes < rest) {
-		struct note now = {
-			.first = rq->__sector + (bytes >> SECTOR_SHIFT),
-			.bytes = rest - bytes,
-			.start = rq->start_time_ns,
-		};
-
-		bpf_map_update_elem(&requests, &key, &now, BPF_ANY);
-		return;
-	}
-	/* Were it not removed, it would say nothing. */
-	note->bytes = 0;
-	bpf_map_delete_elem(&requests, &key);
+	if (bytes < rest)
+		write_note(note, rq->__sector + (bytes >> SECTOR_SHIFT), rest - bytes, rq->start_time_ns);
+	else
+		__sync_lock_test_and_set(&note->bytes, 0);
 }
 
 static __always_inline void on_bio_queue(struct bio *bio)

@@ -2,11 +2,10 @@
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, rmdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import koffi from 'koffi';
 import { KernelMap } from '../src/live/kernel-map.js';
 import { pinFolder, removePins, trackingFolder } from '../src/live/places.js';
 import { examineTracking } from '../src/live/support.js';
-import { mapPinnedArray, openPinned } from '../src/sys/bpf.js';
+import { mapPinnedArray } from '../src/sys/bpf.js';
 import * as libc from '../src/sys/libc.js';
 import { CANNOT, type Lab, run, succeeds } from './lab.js';
 
@@ -98,20 +97,23 @@ function withCpus<T>(runDir: string, action: (words: BigUint64Array<ArrayBufferL
   }
 }
 
+/** `struct note`, in words: address, first sector, bytes, start. */
+const NOTE_WORDS = 4;
+
 /** Leaves a note in the kernel, as of a request at this address that it was not shown the end of. */
 export function plantNote(runDir: string, address: bigint, note: { first: number; count: number }): void {
-  const fd = openPinned(join(pinsOf(runDir), 'map_requests'));
-  if (fd === undefined) throw new Error('the map of requests is not pinned');
+  const notes = mapPinnedArray(join(pinsOf(runDir), 'map_requests'));
+  if (notes === undefined) throw new Error('the map of requests is not pinned');
   try {
-    const update = koffi
-      .load('libbpf.so.1')
-      .func('bpf_map_update_elem', 'int', ['int', koffi.pointer('uint64_t'), koffi.pointer('uint64_t'), 'uint64_t']);
+    const words = new BigUint64Array(notes.bytes);
+    const placeOf = (wanted: bigint): number => words.findIndex((word, i) => i % NOTE_WORDS === 0 && word === wanted);
+    const known = placeOf(address);
+    const at = known < 0 ? placeOf(0n) : known;
+    if (at < 0) throw new Error('there is no place for a note');
     const perBlock = BLOCK / 512;
-    const value = new BigUint64Array([BigInt(note.first * perBlock), BigInt(note.count * BLOCK), 1n]);
-    const result: number = update(fd, new BigUint64Array([address]), value, 0);
-    if (result !== 0) throw new Error(`bpf_map_update_elem: ${result}`);
+    words.set([address, BigInt(note.first * perBlock), BigInt(note.count * BLOCK), 1n], at);
   } finally {
-    libc.close(fd);
+    libc.unmap(notes);
   }
 }
 

@@ -1,6 +1,6 @@
 /** Convergence with a tracker and a disk of our own making: when passes end, when the freeze is tried, and when it is given up. */
 import assert from 'node:assert/strict';
-import { closeSync, mkdtempSync, openSync, rmSync, truncateSync, writeSync } from 'node:fs';
+import { closeSync, fsyncSync, mkdtempSync, openSync, rmSync, truncateSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, describe, it } from 'node:test';
@@ -15,6 +15,7 @@ import { LivePasses } from './live-source.js';
 const MIB_BLOCKS = 1_048_576 / BLOCK_BYTES;
 /** And half a block. */
 const SIZE_BYTES = 256 * 1_048_576 - 2048;
+const LAST_BLOCK = Math.floor(SIZE_BYTES / BLOCK_BYTES);
 const TOKEN: ContinuityToken = {
   bootId: 'boot',
   device: 'device',
@@ -30,8 +31,13 @@ afterEach(async () => {
   for (const action of cleanups.splice(0).reverse()) await action();
 });
 
-/** Gives so many blocks at each take, from those that were named last on: 0 when there is nothing more. */
-function trackingOf(takes: readonly number[], doubt?: string): LiveTracking & { taken: number } {
+/** Of an attempt: what the pass before it takes, what is taken ahead of the freeze, during it, and before the thaw. */
+type Take = number | { first: number; count: number; value: number };
+
+const disk = { path: '' };
+
+/** Before a take, so many of the last blocks were written; or these, with this value. 0 when there is nothing more. */
+function trackingOf(takes: readonly Take[], doubt?: string): LiveTracking & { taken: number } {
   const blockCount = Math.ceil(SIZE_BYTES / BLOCK_BYTES);
   const tracking = {
     sizeBytes: SIZE_BYTES,
@@ -40,9 +46,11 @@ function trackingOf(takes: readonly number[], doubt?: string): LiveTracking & { 
     next: TOKEN,
     taken: 0,
     take: (into: BlockBitmap): number => {
-      const count = takes[tracking.taken++] ?? 0;
+      const take = takes[tracking.taken++] ?? 0;
+      const { first, count } = typeof take === 'number' ? { first: blockCount - take, count: take } : take;
+      if (typeof take !== 'number') writeBlocks(take);
       let added = 0;
-      for (let block = blockCount - count; block < blockCount; block++) {
+      for (let block = first; block < first + count; block++) {
         if (hasBit(into.bytes, block)) continue;
         into.bytes[Math.floor(block / 8)] = (into.bytes[Math.floor(block / 8)] ?? 0) | (1 << (block % 8));
         added++;
@@ -57,11 +65,20 @@ function trackingOf(takes: readonly number[], doubt?: string): LiveTracking & { 
   return tracking;
 }
 
+function writeBlocks({ first, count, value }: { first: number; count: number; value: number }): void {
+  const fd = openSync(disk.path, 'r+');
+  for (let block = first; block < first + count; block++)
+    writeSync(fd, Buffer.alloc(BLOCK_BYTES, value), 0, BLOCK_BYTES, block * BLOCK_BYTES);
+  fsyncSync(fd);
+  closeSync(fd);
+}
+
 async function passesOf(tracking: LiveTracking, frozen: () => void = () => undefined): Promise<LivePasses> {
   const folder = mkdtempSync(join(tmpdir(), 'cowbird-test-'));
   const path = join(folder, 'disk');
   closeSync(openSync(path, 'w'));
   truncateSync(path, SIZE_BYTES);
+  disk.path = path;
   const fd = openSync(path, 'r+');
   writeSync(fd, Buffer.alloc(BLOCK_BYTES, 7), 0, BLOCK_BYTES, SIZE_BYTES - BLOCK_BYTES);
   closeSync(fd);
@@ -94,7 +111,15 @@ async function passed(passes: LivePasses): Promise<number[]> {
 describe('the passes of a live backup', () => {
   it('go on while they shrink to less than half, and end with what came during the freeze', async () => {
     let isFrozen = false;
-    const tracking = trackingOf([100 * MIB_BLOCKS, 40 * MIB_BLOCKS, 10 * MIB_BLOCKS, 7 * MIB_BLOCKS, 8 * MIB_BLOCKS]);
+    const tracking = trackingOf([
+      100 * MIB_BLOCKS,
+      40 * MIB_BLOCKS,
+      10 * MIB_BLOCKS,
+      7 * MIB_BLOCKS,
+      0,
+      0,
+      8 * MIB_BLOCKS,
+    ]);
     const passes = await passesOf(tracking, () => {
       isFrozen = true;
     });
@@ -120,6 +145,37 @@ describe('the passes of a live backup', () => {
     assert.ok(bytes.subarray(0, lengthBytes).equals(expected));
   });
 
+  it('read ahead of the freeze, so that during it only what was written since is read', async () => {
+    const takes: Take[] = [
+      { first: 10, count: 400, value: 1 },
+      { first: 10, count: 1, value: 2 },
+      { first: 20, count: 150, value: 3 },
+      { first: 30, count: 100, value: 4 },
+      { first: 40, count: 1, value: 5 },
+    ];
+    const passes = await passesOf(trackingOf(takes));
+    const pass = await passes.nextPass();
+    const at = (block: number): number => {
+      const bytes = Buffer.alloc(BLOCK_BYTES);
+      pass?.file.pread(bytes, block * BLOCK_BYTES);
+      assert.ok(bytes.equals(Buffer.alloc(BLOCK_BYTES, bytes[0])), `block ${block} is of one write`);
+      return bytes[0] ?? -1;
+    };
+    assert.deepEqual([10, 11, 20, 30, 40, 41, 169, 170, 409].map(at), [2, 1, 3, 4, 5, 4, 3, 1, 1]);
+    assert.equal(passes.restBytes, BLOCK_BYTES);
+  });
+
+  it('read everything during the freeze where there is no room for what was read ahead and its change', async () => {
+    const rest = 63 * MIB_BLOCKS;
+    const takes: Take[] = [rest, rest, 0, 0, { first: LAST_BLOCK - 2 * MIB_BLOCKS, count: 2 * MIB_BLOCKS, value: 9 }];
+    const passes = await passesOf(trackingOf(takes));
+    await passes.nextPass();
+    const pass = await passes.nextPass();
+    const bytes = Buffer.alloc(BLOCK_BYTES);
+    pass?.file.pread(bytes, (LAST_BLOCK - MIB_BLOCKS) * BLOCK_BYTES);
+    assert.deepEqual([bytes[0], passes.restBytes], [9, 63 * 1_048_576]);
+  });
+
   it('fail when what is left does not shrink', async () => {
     const passes = await passesOf(trackingOf(Array.from({ length: 50 }, () => 65 * MIB_BLOCKS)));
     await assert.rejects(passed(passes), { code: 'EBUSY', message: /written faster than it can be read: 65 MiB/ });
@@ -130,7 +186,7 @@ describe('the passes of a live backup', () => {
     const tooMuch = 70 * MIB_BLOCKS;
     const once = await passesOf(trackingOf([1, tooMuch, 1, 1]));
     assert.deepEqual(await passed(once), [tooMuch, 1]);
-    const passes = await passesOf(trackingOf([1, tooMuch, 1, tooMuch, 1, tooMuch, 1, tooMuch]));
+    const passes = await passesOf(trackingOf(Array.from({ length: 50 }, (_, i) => (i % 3 === 1 ? tooMuch : 1))));
     await assert.rejects(passed(passes), { code: 'EBUSY', message: /more than 64 MiB to be written each time/ });
   });
 

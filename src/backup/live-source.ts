@@ -10,8 +10,9 @@
  *   L4  the last take and the last reads are made while every file system on the disk stands still; the take after them, still
  *       before the thaw, is empty; and the thaw finds them frozen
  *
- * Passes go on while each is less than half of the one before, down to 2 MiB; what is left is read during the freeze, at most 64
- * MiB. A rest that is larger than that and does not shrink any more is a failure.
+ * Passes go on while each is less than half of the one before, down to 2 MiB. What is left then, at most 64 MiB, is read into memory
+ * right before the freeze, and what was written meanwhile once more, so that the freeze reads what its own flush wrote. A
+ * rest that is larger and does not shrink any more is a failure.
  */
 import { BLOCK_BYTES, BlockBitmap, countBits } from '../live/bitmap.js';
 import { RestBuffer } from '../live/rest-buffer.js';
@@ -28,6 +29,8 @@ export const REST_BYTES_MAX = 64 * 1_048_576;
 const REST_BLOCKS_MAX = REST_BYTES_MAX / BLOCK_BYTES;
 /** Not worth another pass. */
 const SMALL_BLOCKS = 512;
+/** Right before the freeze: not worth another flush. */
+const SMALL_AHEAD_BLOCKS = 128;
 /** A pass that leaves more than this of the one before does not shrink. */
 const SHRINKS = 0.9;
 const STUCK_PASSES_MAX = 3;
@@ -53,11 +56,15 @@ type Attempt = 'whole' | 'too much' | 'written' | 'others';
 export class LivePasses {
   readonly #parts: LiveParts;
   readonly #pending: BlockBitmap;
+  /** Written since the last reading into memory. */
+  readonly #since: BlockBitmap;
   readonly #late: BlockBitmap;
   readonly #rest = new RestBuffer(REST_BYTES_MAX);
   #leftBlocks = Number.POSITIVE_INFINITY;
   #stuck = 0;
   #freezes = 0;
+  /** Everything that is pending is in memory, as it was when its bits were taken. */
+  #isAhead = false;
   #isDone = false;
   /** Readings so far: the first, each pass, and the one during the freeze. */
   count = 1;
@@ -72,6 +79,7 @@ export class LivePasses {
     const { blockCount } = parts.tracking;
     const memory = (): ArrayBufferLike => makeBits(regionCount(parts.sizeBytes)).buffer;
     this.#pending = new BlockBitmap(blockCount, memory());
+    this.#since = new BlockBitmap(blockCount, memory());
     this.#late = new BlockBitmap(blockCount, memory());
   }
 
@@ -125,34 +133,72 @@ export class LivePasses {
   /** One freeze; what it did not read stays in `#pending`. Undefined: there was none yet. */
   async #freeze(): Promise<Attempt | undefined> {
     const { standstill, onFrozen } = this.#parts;
-    const own: { attempt: Attempt } = { attempt: 'others' };
-    const { outcome, freezeMs, problem } = await standstill.attempt(() => {
-      own.attempt = this.#readRest();
-      if (own.attempt === 'whole') onFrozen?.();
-      return own.attempt === 'whole';
+    this.#isAhead = false;
+    const own: { attempt: Attempt; aheadBlocks: number | undefined } = { attempt: 'others', aheadBlocks: undefined };
+    const { outcome, freezeMs, problem } = await standstill.attempt({
+      ahead: () => {
+        const before = own.aheadBlocks ?? Number.POSITIVE_INFINITY;
+        own.aheadBlocks = this.#readAhead(own.aheadBlocks === undefined);
+        return this.#isAhead && own.aheadBlocks > SMALL_AHEAD_BLOCKS && own.aheadBlocks <= before / 2;
+      },
+      frozen: () => {
+        own.attempt = this.#readRest();
+        if (own.attempt === 'whole') onFrozen?.();
+        return own.attempt === 'whole';
+      },
     });
     if (outcome === 'early') return undefined;
     this.#freezes++;
     this.freezeMs += freezeMs;
     if (problem !== undefined) this.problems.push(problem);
     const attempt = outcome === 'not done' && own.attempt === 'whole' ? 'others' : own.attempt;
-    if (attempt === 'whole') this.restBytes = this.#setBlocks() * BLOCK_BYTES;
-    this.#late.words.forEach((word, at) => {
-      if (word !== 0) this.#pending.words[at] = (this.#pending.words[at] ?? 0) | word;
-    });
-    this.#late.words.fill(0);
+    this.#moveToPending(this.#late);
     return attempt;
+  }
+
+  /** Reads what is left before it is the last: all of it, or what was written since the last time. Returns how much that was. */
+  #readAhead(isFirst: boolean): number {
+    if (isFirst) {
+      this.#parts.tracking.take(this.#pending);
+      return this.#loadAll() ?? this.#setBlocks();
+    }
+    const count = this.#parts.tracking.take(this.#since);
+    this.#readSince(count);
+    return count;
   }
 
   /** What is done while everything stands still. */
   #readRest(): Attempt {
-    const { tracking, file, sizeBytes } = this.#parts;
-    tracking.take(this.#pending);
-    if (!this.#rest.load(file.handle.fd, this.#pending, sizeBytes)) return 'too much';
+    const { tracking } = this.#parts;
+    const blocks = this.#readSince(tracking.take(this.#since));
+    if (blocks === undefined) return 'too much';
+    this.restBytes = blocks * BLOCK_BYTES;
     if (tracking.take(this.#late) > 0) return 'written';
     const doubt = tracking.doubt();
     if (doubt !== undefined) throw doubted(this.#parts.path, doubt);
     return 'whole';
+  }
+
+  /** Everything that is pending is read into memory. Returns how many blocks; undefined when there is no room for them. */
+  #loadAll(): number | undefined {
+    const { file, sizeBytes } = this.#parts;
+    this.#isAhead = this.#rest.load(file.handle.fd, this.#pending, sizeBytes);
+    return this.#isAhead ? this.#setBlocks() : undefined;
+  }
+
+  /** Reads the `count` blocks that were written since the last reading; everything, where there is no room for both. */
+  #readSince(count: number): number | undefined {
+    const fits = this.#isAhead && this.#rest.reload(this.#parts.file.handle.fd, this.#since);
+    this.#moveToPending(this.#since);
+    return fits ? count : this.#loadAll();
+  }
+
+  #moveToPending(from: BlockBitmap): void {
+    from.words.forEach((word, at) => {
+      if (word === 0) return;
+      this.#pending.words[at] = (this.#pending.words[at] ?? 0) | word;
+      from.words[at] = 0;
+    });
   }
 
   #setBlocks(): number {

@@ -5,8 +5,8 @@
  * log, no write to any file. The helper process beside it (freeze-helper.ts) thaws when this process hangs or dies, and
  * forbids what was not begun; that shows here when the state of a file system is not the one that was left.
  *
- * Order: pre-freeze hook, syncfs (in the helper: it may take long), arm the watchdog, syncfs, FIFREEZE of each, the action,
- * FITHAW of each in reverse, disarm, post-thaw hook.
+ * Order: pre-freeze hook, syncfs (in the helper: it may take long), arm the watchdog, syncfs and what is done ahead, in turn, FIFREEZE
+ * of each, the action, FITHAW of each in reverse, disarm, post-thaw hook.
  */
 import { type ChildProcess, fork } from 'node:child_process';
 import { closeSync } from 'node:fs';
@@ -20,6 +20,8 @@ import type { HelperAnswer, HelperOrder } from './freeze-helper.js';
 import { FREEZES_MAX, FreezeState, FreezeWords } from './freeze-words.js';
 
 const START_TIMEOUT_MS = 30_000;
+/** How often `ahead` is called at most. */
+const AHEADS_MAX = 4;
 const EBUSY = 16;
 const EINVAL = 22;
 
@@ -105,12 +107,13 @@ export class Freezer {
   }
 
   /**
-   * Freezes all, does something, thaws all. The action must not wait for a file system, nor give back a promise.
+   * Freezes all, does something, thaws all. The action must not wait for a file system, nor give back a promise; the same
+   * goes for `ahead`, which is called right before, behind a syncfs, and, as long as it gives true, behind another one.
    *
    * @throws {CowbirdError} EBUSY where somebody else has frozen one; ETIMEDOUT where the watchdog thawed, so that what the
    * action saw is not one state; ECANCELED when `pre-freeze` fails; what the action throws.
    */
-  async frozen<T>(action: () => T): Promise<Frozen<T>> {
+  async frozen<T>(action: () => T, ahead: () => boolean = () => false): Promise<Frozen<T>> {
     let problem: string | undefined;
     let done: { result: T; freezeMs: number } | undefined;
     try {
@@ -118,7 +121,7 @@ export class Freezer {
       await this.sync();
       this.#words.reset();
       await this.#ask({ kind: 'arm', timeoutMs: this.#options.timeoutMs, undo: this.#undo() });
-      done = this.#freezeAndThaw(action);
+      done = this.#freezeAndThaw(action, ahead);
     } finally {
       if (this.#helper.connected) await this.#ask({ kind: 'disarm' });
       if (this.#options.postThaw !== undefined)
@@ -128,8 +131,12 @@ export class Freezer {
   }
 
   /** The part without an event loop. */
-  #freezeAndThaw<T>(action: () => T): { result: T; freezeMs: number } {
-    for (const { fd } of this.#points) libc.syncfs(fd);
+  #freezeAndThaw<T>(action: () => T, ahead: () => boolean): { result: T; freezeMs: number } {
+    let goesOn = true;
+    for (let round = 0; goesOn && round < AHEADS_MAX; round++) {
+      for (const { fd } of this.#points) libc.syncfs(fd);
+      goesOn = ahead();
+    }
     const startedMs = performance.now();
     this.#words.begin();
     let result: T;

@@ -7,10 +7,10 @@
  * links first, which detaches the programs.
  */
 import { randomBytes } from 'node:crypto';
-import { mkdirSync, readFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { BpfObject, mapPinnedArray, openPinned, readHash, recursionMisses } from '../sys/bpf.js';
+import { BpfObject, mapPinnedArray, openPinned, recursionMisses } from '../sys/bpf.js';
 import { assert } from '../sys/errors.js';
 import { close, type Mapping, unmap } from '../sys/libc.js';
 import { BLOCK_BYTES } from './bitmap.js';
@@ -28,7 +28,7 @@ const PAGE_WORDS = PAGE_BYTES / 4;
 
 const MAGIC = 0x4257_4f43;
 /** Of `struct state`, `struct cpu` and what the maps mean. A later Cowbird that changes them has another number. */
-const LAYOUT = 2;
+const LAYOUT = 3;
 const KINDS = ['request', 'bio'] as const satisfies DiskKind[];
 
 /** Offsets in `struct state`. */
@@ -69,8 +69,9 @@ const RECOVERED_WORD = 3;
 /** In the `stat` file of a disk in sysfs: sectors written, and discarded; writes, discards and flushes that are over. */
 const SECTOR_FIELDS = [6, 13] as const;
 const ENDED_FIELDS = [4, 11, 15] as const;
-/** `struct note`: first sector, bytes, start. */
-const NOTE_BYTES = 24;
+/** `struct note`, in 64-bit words: address, first sector, bytes, start. */
+const NOTE_WORDS = 4;
+const NOTE = { address: 0, first: 1, bytes: 2, start: 3 } as const;
 const COMPLETE = 0;
 const QUEUE = 1;
 
@@ -79,6 +80,7 @@ const STEPS = [1, 2, 3] as const;
 const programsOf = (triple: string): string[] => STEPS.map((step) => `${triple}_${step}`);
 /** Programs that may be missed: what they do not note, the triples see. */
 const SINGLES = { request: ['issue'], bio: [] } as const satisfies Record<DiskKind, string[]>;
+/** Where they note what is under way. The first can be mapped, and is read here. */
 const NOTES = { request: 'requests', bio: 'bios' } as const satisfies Record<DiskKind, string>;
 /** All programs of a disk, those that see first: what was noted before they did would never end. */
 const allProgramsOf = (kind: DiskKind): string[] => [...PROGRAMS[kind].flatMap(programsOf), ...SINGLES[kind]];
@@ -108,7 +110,9 @@ export class KernelMap {
   readonly #counters: BigUint64Array;
   readonly #cpus: BigUint64Array;
   readonly #diskFolder: string;
-  readonly #notesFd: number | undefined;
+  /** None on disks without requests. */
+  readonly #notes: BigUint64Array;
+  readonly #noteHalves: Uint32Array;
 
   private constructor(opened: Opened) {
     const { state, mappings } = opened;
@@ -130,7 +134,8 @@ export class KernelMap {
     this.#mappings = mappings;
     this.#programFds = opened.programFds;
     this.#linkFds = opened.linkFds;
-    this.#notesFd = opened.notesFd;
+    this.#notes = new BigUint64Array(opened.notes?.bytes ?? new ArrayBuffer(0));
+    this.#noteHalves = new Uint32Array(this.#notes.buffer);
   }
 
   /** Loads the programs for a disk and starts them. `folder` is in bpffs, and not there yet. */
@@ -138,10 +143,12 @@ export class KernelMap {
     const blockCount = Math.ceil(disk.diskBytes / BLOCK_BYTES);
     const words = Math.ceil(blockCount / 64);
     const cpus = possibleCpus();
-    const constants = new DataView(new ArrayBuffer(24));
+    const notes = noteCount(disk);
+    const constants = new DataView(new ArrayBuffer(28));
     const strict = disk.diskName.startsWith('nvme') ? 1 : 0;
     for (const [i, value] of [disk.major, disk.minor, words, strict].entries()) constants.setUint32(i * 4, value, true);
     constants.setBigUint64(16, BigInt(blockCount), true);
+    constants.setUint32(24, notes - 1, true);
     const triples: readonly string[] = PROGRAMS[disk.kind];
     const object = new BpfObject(objectPath, {
       constants: new Uint8Array(constants.buffer),
@@ -149,6 +156,7 @@ export class KernelMap {
         ['dirty', words],
         ['summary', Math.ceil((words * 2) / PAGE_WORDS)],
         ['cpus', cpus * 2],
+        ['requests', notes],
       ],
       leftOut: {
         programs: KINDS.filter((kind) => kind !== disk.kind).flatMap(allProgramsOf),
@@ -220,13 +228,15 @@ export class KernelMap {
    */
   notes(): Note[] {
     const notes: Note[] = [];
-    if (this.#notesFd === undefined) return notes;
-    readHash(this.#notesFd, 8, NOTE_BYTES, (key, value) => {
-      const count = Number(value.getBigUint64(8, true)) / SECTOR_BYTES;
-      if (count === 0) return;
-      const name = `${key.getBigUint64(0, true)} ${value.getBigUint64(16, true)}`;
-      notes.push({ key: name, first: Number(value.getBigUint64(0, true)), count });
-    });
+    const all = this.#notes;
+    for (let at = 0; at < all.length; at += NOTE_WORDS) {
+      // Empty ones are told by half of the number: that is many times as fast, and no request has 4 GiB.
+      if (this.#noteHalves[2 * (at + NOTE.bytes)] === 0) continue;
+      const count = Number(all[at + NOTE.bytes]) / SECTOR_BYTES;
+      const first = Number(all[at + NOTE.first]);
+      // It may have been emptied in between.
+      if (count > 0) notes.push({ key: `${all[at + NOTE.address]} ${all[at + NOTE.start]}`, first, count });
+    }
     return notes;
   }
 
@@ -251,7 +261,6 @@ export class KernelMap {
 
   close(): void {
     for (const fd of [...this.#programFds, ...this.#linkFds]) close(fd);
-    if (this.#notesFd !== undefined) close(this.#notesFd);
     for (const mapping of this.#mappings) unmap(mapping);
   }
 
@@ -314,7 +323,7 @@ interface Opened {
   mappings: Mapping[];
   programFds: number[];
   linkFds: number[];
-  notesFd: number | undefined;
+  notes: Mapping | undefined;
 }
 
 const GONE = 'the map of changed blocks is not in the kernel any more';
@@ -327,7 +336,7 @@ function openPins(folder: string): Opened | { reason: string } {
     for (const mapping of mappings) unmap(mapping);
     return { reason };
   };
-  const map = (name: (typeof MAPS)[number]): Mapping | undefined => {
+  const map = (name: string): Mapping | undefined => {
     const mapping = mapPinnedArray(join(folder, pinName(name)));
     if (mapping !== undefined) mappings.push(mapping);
     return mapping;
@@ -349,10 +358,23 @@ function openPins(folder: string): Opened | { reason: string } {
   const isWhole =
     triples.every((triple) => open(`program_${triple}`)) && allProgramsOf(kind).every((name) => open(`link_${name}`));
   if (!isWhole) return giveUp(GONE);
-  const notesFd = kind === 'request' ? openPinned(join(folder, pinName(NOTES.request))) : undefined;
-  if (kind === 'request' && notesFd === undefined) return giveUp(GONE);
+  const notes = kind === 'request' ? map(NOTES.request) : undefined;
+  if (kind === 'request' && notes === undefined) return giveUp(GONE);
   const programFds = fds.slice(0, triples.length);
-  return { state, dirty, summary, cpus, mappings, programFds, linkFds: fds.slice(triples.length), notesFd };
+  return { state, dirty, summary, cpus, mappings, programFds, linkFds: fds.slice(triples.length), notes };
+}
+
+const NOTES_LEAST = 4096;
+/** Eight mebibytes of the kernel's memory. */
+const NOTES_MOST = 262_144;
+
+/** Places for notes: four for each request that a disk has now, a power of two. See `requests` in the program. */
+function noteCount({ disk, kind }: DeviceView): number {
+  if (kind === 'bio') return NOTES_LEAST;
+  const queues = readdirSync(join(disk, 'mq')).length;
+  const each = Number(readFileSync(join(disk, 'queue/nr_requests'), 'utf8'));
+  const wanted = 2 ** Math.ceil(Math.log2(Math.max(4 * queues * each, NOTES_LEAST)));
+  return Math.min(wanted, NOTES_MOST);
 }
 
 /** Writes what the map is, so that it can be read by whoever finds the pins. */

@@ -1,8 +1,9 @@
 /**
- * What is read while the file system stands still: memory made beforehand, and where in it which blocks are.
+ * What is left to be read when the file system is to stand still: memory made beforehand, and where in it which blocks are.
  *
- * Blocks that lie close to each other are read in one go, as far as there is room; many reads are under way at a time. All
- * memory is written once before, so that reading needs none.
+ * It is filled by one reading of everything, then by readings of what was written since, each behind the one before; of a block
+ * that was read several times the last one counts. Blocks that lie close to each other are read in one go, as far as there is room;
+ * many reads are under way at a time. All memory is written once before, so that reading needs none.
  */
 import { AioQueue } from '../sys/aio.js';
 import { assert, SystemError } from '../sys/errors.js';
@@ -22,12 +23,14 @@ export class RestBuffer {
   readonly #mapping: libc.Mapping;
   readonly #address: number;
   readonly #bytes: Buffer;
-  /** Spans of blocks, ascending: `[start, end)`, and the place of the first in memory, in blocks. */
+  /** Spans of blocks, ascending within a reading: `[start, end)`, and the place of the first in memory, in blocks. */
   readonly #starts: Float64Array;
   readonly #ends: Float64Array;
   readonly #places: Float64Array;
   readonly #aio: AioQueue | undefined;
   readonly #bad = new Set<number>();
+  /** Of each reading, its first span. */
+  #readings: number[] = [];
   #spans = 0;
   #sizeBytes = 0;
 
@@ -47,43 +50,70 @@ export class RestBuffer {
   }
 
   /**
-   * Reads the blocks that are set from a descriptor with O_DIRECT. False, with nothing read, when they are more than fit.
-   * What cannot be read is an error of {@link pread} later.
+   * Forgets everything, and reads the blocks that are set from a descriptor with O_DIRECT. False, with nothing read, when they are
+   * more than fit. What cannot be read is an error of {@link pread} later.
    */
   load(fd: number, blocks: BlockBitmap, sizeBytes: number): boolean {
     this.#sizeBytes = sizeBytes;
     this.#bad.clear();
+    this.#readings = [];
+    this.#spans = 0;
+    return this.#read(fd, blocks);
+  }
+
+  /** Reads further blocks, or the same once more. False, with nothing read, when there is no room for that. */
+  reload(fd: number, blocks: BlockBitmap): boolean {
+    return this.#read(fd, blocks);
+  }
+
+  #read(fd: number, blocks: BlockBitmap): boolean {
+    const first = this.#spans;
     if (!this.#collect(blocks)) return false;
-    const failed = this.#aio === undefined ? this.#readOneByOne(fd) : this.#readManyAtOnce(this.#aio, fd);
+    this.#readings.push(first);
+    if (this.#bad.size > 0) for (let span = first; span < this.#spans; span++) this.#forgetBad(span);
+    const failed = this.#aio === undefined ? this.#readOneByOne(fd, first) : this.#readManyAtOnce(this.#aio, fd, first);
     for (const span of failed) this.#readBlocks(fd, span);
     return true;
   }
 
+  #forgetBad(span: number): void {
+    for (const block of this.#bad)
+      if (block >= (this.#starts[span] ?? 0) && block < (this.#ends[span] ?? 0)) this.#bad.delete(block);
+  }
+
+  /** Adds the blocks that are set as a reading of their own; false, with nothing added, when there is no room. */
   #collect({ words }: BlockBitmap): boolean {
+    const first = this.#spans;
     let count = 0;
     for (const word of words) if (word !== 0) count += countBits(word);
-    let spare = this.#capacityBlocks - count;
-    this.#spans = 0;
+    let spare = this.#capacityBlocks - this.#endPlace() - count;
     if (spare < 0) return false;
     for (let at = 0; at < words.length; at++) {
       const word = words[at] ?? 0;
       if (word === 0) continue;
-      for (let bit = 0; bit < 32; bit++) if (((word >>> bit) & 1) === 1) spare -= this.#add(at * 32 + bit, spare);
+      for (let bit = 0; bit < 32; bit++)
+        if (((word >>> bit) & 1) === 1) spare -= this.#add(at * 32 + bit, first, spare);
     }
     return true;
   }
 
-  /** Adds a block behind all others; returns how many that are not wanted are read with it. */
-  #add(block: number, spare: number): number {
+  /** The first place behind everything that was read, in blocks. */
+  #endPlace(): number {
+    const last = this.#spans - 1;
+    return last < 0 ? 0 : (this.#places[last] ?? 0) + (this.#ends[last] ?? 0) - (this.#starts[last] ?? 0);
+  }
+
+  /** Adds a block behind all others of the reading that begins with span `first`; returns how many that are not wanted are read with it. */
+  #add(block: number, first: number, spare: number): number {
     const last = this.#spans - 1;
     const end = this.#ends[last] ?? 0;
     const start = this.#starts[last] ?? 0;
     const gap = block - end;
-    if (last >= 0 && gap <= Math.min(GAP_BLOCKS, spare) && block - start < SPAN_BLOCKS_MAX) {
+    if (last >= first && gap <= Math.min(GAP_BLOCKS, spare) && block - start < SPAN_BLOCKS_MAX) {
       this.#ends[last] = block + 1;
       return gap;
     }
-    this.#places[this.#spans] = last < 0 ? 0 : (this.#places[last] ?? 0) + end - start;
+    this.#places[this.#spans] = this.#endPlace();
     this.#starts[this.#spans] = block;
     this.#ends[this.#spans] = block + 1;
     this.#spans++;
@@ -95,11 +125,11 @@ export class RestBuffer {
     return Math.min((this.#ends[span] ?? 0) * BLOCK_BYTES, this.#sizeBytes) - start;
   }
 
-  #readManyAtOnce(aio: AioQueue, fd: number): number[] {
+  #readManyAtOnce(aio: AioQueue, fd: number, firstSpan: number): number[] {
     const failed: number[] = [];
     const spanOf = new Int32Array(DEPTH);
     const free = Array.from({ length: DEPTH }, (_, slot) => slot);
-    let next = 0;
+    let next = firstSpan;
     let underWay = 0;
     while (next < this.#spans || underWay > 0) {
       const first = next;
@@ -132,9 +162,9 @@ export class RestBuffer {
     return failed;
   }
 
-  #readOneByOne(fd: number): number[] {
+  #readOneByOne(fd: number, firstSpan: number): number[] {
     const failed: number[] = [];
-    for (let span = 0; span < this.#spans; span++) {
+    for (let span = firstSpan; span < this.#spans; span++) {
       const address = this.#address + (this.#places[span] ?? 0) * BLOCK_BYTES;
       const lengthBytes = this.#lengthOf(span);
       const count = libc.fast.pread(fd, address, lengthBytes, (this.#starts[span] ?? 0) * BLOCK_BYTES);
@@ -162,22 +192,25 @@ export class RestBuffer {
     bytes.fill(0, 0, lengthBytes);
     for (const block of this.#bad)
       if (block >= first && block < end) throw new SystemError('pread', EIO, `at ${block * BLOCK_BYTES}`);
-    for (let span = this.#spanFrom(first); span < this.#spans; span++) {
-      const start = this.#starts[span] ?? 0;
-      const from = Math.max(start, first);
-      const to = Math.min(this.#ends[span] ?? 0, end);
-      if (from >= to) break;
-      const place = ((this.#places[span] ?? 0) + from - start) * BLOCK_BYTES;
-      const piece = Math.min((to - from) * BLOCK_BYTES, lengthBytes - (from - first) * BLOCK_BYTES);
-      bytes.set(this.#bytes.subarray(place, place + piece), (from - first) * BLOCK_BYTES);
+    for (const [i, firstSpan] of this.#readings.entries()) {
+      const endSpan = this.#readings[i + 1] ?? this.#spans;
+      for (let span = this.#spanFrom(first, firstSpan, endSpan); span < endSpan; span++) {
+        const start = this.#starts[span] ?? 0;
+        const from = Math.max(start, first);
+        const to = Math.min(this.#ends[span] ?? 0, end);
+        if (from >= to) break;
+        const place = ((this.#places[span] ?? 0) + from - start) * BLOCK_BYTES;
+        const piece = Math.min((to - from) * BLOCK_BYTES, lengthBytes - (from - first) * BLOCK_BYTES);
+        bytes.set(this.#bytes.subarray(place, place + piece), (from - first) * BLOCK_BYTES);
+      }
     }
     return lengthBytes;
   }
 
-  /** First span that ends behind a block. */
-  #spanFrom(block: number): number {
-    let low = 0;
-    let high = this.#spans;
+  /** Of the spans of a reading, the first that ends behind a block. */
+  #spanFrom(block: number, firstSpan: number, endSpan: number): number {
+    let low = firstSpan;
+    let high = endSpan;
     while (low < high) {
       const middle = Math.floor((low + high) / 2);
       if ((this.#ends[middle] ?? 0) <= block) low = middle + 1;

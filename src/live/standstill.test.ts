@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import type { Frozen } from './freezer.js';
-import { type Attempted, SharedStandstill } from './standstill.js';
+import { type Attempted, type FrozenWork, SharedStandstill } from './standstill.js';
 
 class FakeFreezer {
   freezes = 0;
@@ -18,11 +18,17 @@ class FakeFreezer {
     this.syncs++;
   }
 
-  async frozen<T>(action: () => T): Promise<Frozen<T>> {
+  async frozen<T>(action: () => T, ahead: () => boolean = () => false): Promise<Frozen<T>> {
     this.freezes++;
     if (this.failure !== undefined) throw this.failure;
+    while (ahead());
     return { result: action(), freezeMs: 7, problem: 'the hook failed' };
   }
+}
+
+/** Has nothing to do before. */
+function work(frozen: () => boolean): FrozenWork {
+  return { ahead: () => false, frozen };
 }
 
 const turns = async (): Promise<void> => {
@@ -44,10 +50,10 @@ describe('the standstill of several disks', () => {
     const { freezer, standstill } = shared(2);
     const order: string[] = [];
     const did = (name: string) => () => order.push(name) > 0;
-    const first = standstill.member().attempt(did('a'));
+    const first = standstill.member().attempt(work(did('a')));
     await turns();
     assert.equal(freezer.freezes, 0);
-    const second = standstill.member().attempt(did('b'));
+    const second = standstill.member().attempt(work(did('b')));
     const expected: Attempted = { outcome: 'done', freezeMs: 7, problem: 'the hook failed' };
     assert.deepEqual(await Promise.all([first, second]), [expected, { ...expected, problem: undefined }]);
     assert.deepEqual([freezer.freezes, order], [1, ['a', 'b']]);
@@ -57,7 +63,7 @@ describe('the standstill of several disks', () => {
     const { standstill } = shared(3);
     let wasCalled = false;
     const actions = [() => true, () => false, () => (wasCalled = true)];
-    const all = await Promise.all(actions.map((action) => standstill.member().attempt(action)));
+    const all = await Promise.all(actions.map((action) => standstill.member().attempt(work(action))));
     assert.deepEqual(
       all.map(({ outcome }) => outcome),
       ['not done', 'not done', 'not done'],
@@ -68,13 +74,13 @@ describe('the standstill of several disks', () => {
   it('sends back who has waited for long, and waits for it again', async () => {
     const { freezer, standstill, clock } = shared(2);
     const [early, late] = [standstill.member(), standstill.member()];
-    const waited = early.attempt(() => true);
+    const waited = early.attempt(work(() => true));
     clock.ms = 60_000;
-    const second = late.attempt(() => true);
+    const second = late.attempt(work(() => true));
     assert.equal((await waited).outcome, 'early');
     assert.equal(freezer.freezes, 0);
     clock.ms += 300;
-    const again = early.attempt(() => true);
+    const again = early.attempt(work(() => true));
     assert.deepEqual([(await again).outcome, (await second).outcome, freezer.freezes], ['done', 'done', 1]);
   });
 
@@ -83,7 +89,7 @@ describe('the standstill of several disks', () => {
     let sentBack = 0;
     const disk = async (): Promise<void> => {
       const member = standstill.member();
-      while ((await member.attempt(() => true)).outcome === 'early') {
+      while ((await member.attempt(work(() => true))).outcome === 'early') {
         sentBack++;
         clock.ms += 5_000;
       }
@@ -97,22 +103,19 @@ describe('the standstill of several disks', () => {
 
   it('never comes when one of them does not: the others, waiting or on their way, hear why', async () => {
     const { freezer, standstill } = shared(3);
-    const waiting = standstill.member().attempt(() => true);
+    const waiting = standstill.member().attempt(work(() => true));
     const error = new Error('its disk is gone');
     standstill.abort(error);
     standstill.abort(new Error('another one'));
     await assert.rejects(waiting, error);
-    await assert.rejects(
-      standstill.member().attempt(() => true),
-      error,
-    );
+    await assert.rejects(standstill.member().attempt(work(() => true)), error);
     assert.deepEqual([standstill.error, freezer.freezes], [error, 0]);
   });
 
   it('fails for all with the freeze', async () => {
     const { freezer, standstill } = shared(2);
     freezer.failure = new Error('thawed too early');
-    const both = [0, 1].map(() => standstill.member().attempt(() => true));
+    const both = [0, 1].map(() => standstill.member().attempt(work(() => true)));
     const outcomes = await Promise.allSettled(both);
     assert.deepEqual(
       outcomes.map((outcome) => outcome.status === 'rejected' && outcome.reason),

@@ -11,11 +11,19 @@ import type { Freezer } from './freezer.js';
 export interface Standstill {
   /** Writes out what the file systems have in memory, so that the freeze itself is short. */
   sync(): Promise<void>;
+  /** Does something while everything stands still, as `Freezer.frozen`. */
+  attempt(work: FrozenWork): Promise<Attempted>;
+}
+
+/** Neither may wait for a file system, nor give back a promise. */
+export interface FrozenWork {
   /**
-   * Does something while everything stands still, as `Freezer.frozen`; true: it has what it wanted. It must not wait for a file
-   * system, nor give back a promise.
+   * Called right before the freeze, with everything written out that was in memory then: for what need not wait until nothing moves.
+   * True: everything shall be written out once more, and this be called again.
    */
-  attempt(action: () => boolean): Promise<Attempted>;
+  ahead(): boolean;
+  /** Called while everything stands still. True: it has what it wanted. */
+  frozen(): boolean;
 }
 
 export interface Attempted {
@@ -30,8 +38,8 @@ export interface Attempted {
 export function aloneWith(freezer: Freezer): Standstill {
   return {
     sync: () => freezer.sync(),
-    attempt: async (action) => {
-      const { result, freezeMs, problem } = await freezer.frozen(action);
+    attempt: async ({ ahead, frozen }) => {
+      const { result, freezeMs, problem } = await freezer.frozen(frozen, ahead);
       return { outcome: result ? 'done' : 'not done', freezeMs, problem };
     },
   };
@@ -43,7 +51,7 @@ const WAITED_MS_MAX = 1000;
 const ROUNDS_MAX = 10;
 
 interface Waiting {
-  action: () => boolean;
+  work: FrozenWork;
   sinceMs: number;
   resolve(attempted: Attempted): void;
   reject(error: unknown): void;
@@ -67,7 +75,7 @@ export class SharedStandstill {
   }
 
   member(): Standstill {
-    return { sync: () => this.#sync(), attempt: (action) => this.#attempt(action) };
+    return { sync: () => this.#sync(), attempt: (work) => this.#attempt(work) };
   }
 
   /** Of the one that was the first not to come. */
@@ -87,10 +95,10 @@ export class SharedStandstill {
     return turn;
   }
 
-  async #attempt(action: () => boolean): Promise<Attempted> {
+  async #attempt(work: FrozenWork): Promise<Attempted> {
     if (this.#aborted !== undefined) throw this.#aborted.error;
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ action, sinceMs: this.#nowMs(), resolve, reject });
+      this.#waiting.push({ work, sinceMs: this.#nowMs(), resolve, reject });
       if (this.#waiting.length === this.#members) void this.#allHere();
     });
   }
@@ -109,7 +117,10 @@ export class SharedStandstill {
     const all = this.#waiting.splice(0);
     try {
       // One that does not get what it wants ends it: the freeze is not longer than it has to be.
-      const { result, freezeMs, problem } = await this.#freezer.frozen(() => all.every(({ action }) => action()));
+      const { result, freezeMs, problem } = await this.#freezer.frozen(
+        () => all.every(({ work }) => work.frozen()),
+        () => all.map(({ work }) => work.ahead()).includes(true),
+      );
       for (const [i, { resolve }] of all.entries())
         resolve({ outcome: result ? 'done' : 'not done', freezeMs, problem: i === 0 ? problem : undefined });
     } catch (error) {

@@ -35,15 +35,6 @@ function bind() {
       koffi.pointer('uint8_t'),
       koffi.inout(koffi.pointer('uint32_t')),
     ]),
-    lookupBatch: b.func('bpf_map_lookup_batch', 'int', [
-      'int',
-      koffi.pointer('uint32_t'),
-      koffi.pointer('uint32_t'),
-      koffi.pointer('uint8_t'),
-      koffi.pointer('uint8_t'),
-      koffi.inout(koffi.pointer('uint32_t')),
-      'void *',
-    ]),
     findVmlinuxType: b.func('int libbpf_find_vmlinux_btf_id(const char *name, int attachType)'),
     setPrint: b.func('void *libbpf_set_print(void *print)'),
     vsnprintf: c.func('int vsnprintf(void *buffer, size_t length, void *format, void *arguments)'),
@@ -223,33 +214,5 @@ export function mapPinnedArray(path: string): Mapping | undefined {
     return mapShared(fd, 0, lengthBytes);
   } finally {
     close(fd);
-  }
-}
-
-const ENOENT = 2;
-/** More than one bucket ever holds. */
-const BATCH_ENTRIES = 4096;
-
-/** Visits the entries of a hash. Of those that do not change meanwhile, none is left out. */
-export function readHash(
-  fd: number,
-  keyBytes: number,
-  valueBytes: number,
-  visit: (key: DataView, value: DataView) => void,
-): void {
-  const keys = new Uint8Array(BATCH_ENTRIES * keyBytes);
-  const values = new Uint8Array(BATCH_ENTRIES * valueBytes);
-  const position = new Uint32Array(1);
-  let from: Uint32Array | null = null;
-  for (;;) {
-    const count = [BATCH_ENTRIES];
-    const result: number = libbpf().lookupBatch(fd, from, position, keys, values, count, null);
-    // ENOENT: there is nothing after these.
-    if (result !== -ENOENT) checked(result, 'bpf_map_lookup_batch', `fd ${fd}`);
-    said.length = 0;
-    for (let i = 0; i < (count[0] ?? 0); i++)
-      visit(new DataView(keys.buffer, i * keyBytes, keyBytes), new DataView(values.buffer, i * valueBytes, valueBytes));
-    if (result === -ENOENT) return;
-    from = position.slice();
   }
 }
