@@ -2,25 +2,28 @@
 import type { Results } from './results.js';
 import { median, quantileOf, spreadOf } from './statistics.js';
 import { type Row, round, spreadText, table } from './tables.js';
+import { DEPTHS, STORES, trackedRatios } from './tracking.js';
 
 export function trackingSection({ tracking }: Results): string[] {
   if (tracking === undefined) return [];
-  const depths = [...new Set(tracking.rounds.map(({ depth }) => depth))];
-  const rows = depths.map((depth): Row => {
-    const of = tracking.rounds.filter((entry) => entry.depth === depth);
-    const ratios = spreadOf(of.map(({ trackedIops, untrackedIops }) => trackedIops / untrackedIops));
-    return [
-      `4 KiB random writes, depth ${depth}`,
-      round(median(of.map(({ untrackedIops }) => untrackedIops)), 0),
-      round(median(of.map(({ trackedIops }) => trackedIops)), 0),
-      round(ratios?.median ?? Number.NaN, 3),
-      spreadText(ratios, 3),
-    ];
-  });
+  const rows = STORES.flatMap((store) =>
+    DEPTHS.map((depth): Row => {
+      const of = tracking.rounds.filter((entry) => entry.store === store && entry.depth === depth);
+      const ratios = spreadOf(trackedRatios(tracking.rounds, store, depth));
+      return [
+        `image on ${store}, depth ${depth}`,
+        String(of.length),
+        round(median(of.map(({ untrackedIops }) => untrackedIops)), 0),
+        round(median(of.map(({ trackedIops }) => trackedIops)), 0),
+        round(ratios?.median ?? Number.NaN, 3),
+        spreadText(ratios, 3),
+      ];
+    }),
+  );
   return [
     '## Tracking inside the kernel',
-    `A loop device with direct I/O that one fio writes to all the while; tracking is switched on and off under it, and windows next to each other are compared: ${tracking.rounds.length} pairs, of which the first changes from pair to pair. The map of 1 TiB takes ${round(tracking.mapMib, 1)} MiB.`,
-    table(['', 'not tracked, IOPS', 'tracked, IOPS', 'ratio', 'min / quartiles / max'], rows),
+    `4 KiB random writes to a loop device with direct I/O; one fio writes all the while, tracking is switched on and off under it, and windows next to each other are compared, of which the first changes from pair to pair. The map of 1 TiB takes ${round(tracking.mapMib, 1)} MiB, notes of what is under way among them.`,
+    table(['', 'pairs', 'not tracked, IOPS', 'tracked, IOPS', 'ratio', 'min / quartiles / max'], rows),
   ];
 }
 

@@ -2,6 +2,7 @@
 import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import * as v from 'valibot';
+import { STORES } from './tracking.js';
 
 const Machine = v.object({
   kernel: v.string(),
@@ -125,7 +126,9 @@ export type BackupResult = v.InferOutput<typeof Backup>;
 const Tracking = v.object({
   ...Head,
   fileMib: v.number(),
-  rounds: v.array(v.object({ depth: v.number(), untrackedIops: v.number(), trackedIops: v.number() })),
+  rounds: v.array(
+    v.object({ store: v.picklist(STORES), depth: v.number(), untrackedIops: v.number(), trackedIops: v.number() }),
+  ),
   mapMib: v.number(),
 });
 export type TrackingResult = v.InferOutput<typeof Tracking>;

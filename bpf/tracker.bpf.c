@@ -291,8 +291,11 @@ static long mark_word(__u32 i, struct span *span)
 	hint = bpf_map_lookup_elem(&summary, &page);
 	if (!bits || !hint)
 		return 1;
-	/* The OR that returns the old value is a full barrier: the bit is there before the hint is. */
-	if ((*bits & mask) != mask && (__sync_fetch_and_or(bits, mask) & mask) != mask)
+	/*
+	 * The OR that returns the old value is a full barrier: the bit is there before the hint is looked at. One that is 1 is exchanged
+	 * later, by a reader who then sees the bit. Written each time, its cache line would go to and fro between processors.
+	 */
+	if ((*bits & mask) != mask && (__sync_fetch_and_or(bits, mask) & mask) != mask && *(volatile __u32 *)hint != 1)
 		*hint = 1;
 	return 0;
 }
