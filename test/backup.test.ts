@@ -1,7 +1,16 @@
 /** Backups of mounted, busy volumes: every version is the volume at one moment, whatever is killed in between. */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { sweepDevices } from '../src/backup/device-folder.js';
@@ -278,4 +287,32 @@ test('a device of a version leaves nothing: unmounted, killed, or its maker kill
   await cowbird.backup(lab.path('small'), repository, { waitMs: 5_000 });
   assert.ok(!(await run('losetup', '-a')).includes(lab.folder), device);
   assert.ok(!readFileSync('/proc/self/mountinfo', 'utf8').includes(lab.folder));
+});
+
+test('a damaged block of a version on a device is an error of that block, and of no other', {
+  skip: CANNOT,
+}, async (t) => {
+  const lab = new Lab(t);
+  const { client } = lab;
+  const repository = lab.path('repository');
+  const source = lab.image('small', 0);
+  await fill(source, 2);
+  await cowbird.backup(source, repository);
+  const DAMAGED_BLOCK = 37;
+  const fd = openSync(join(repository, 'image'), 'r+');
+  writeSync(fd, 'rotten', DAMAGED_BLOCK * 4096 + 100);
+  closeSync(fd);
+  const { device } = await cowbird.device(repository, { client });
+  lab.onEnd(() => cowbird.umount(device));
+  const read = (block: number, blocks: number): Promise<string> =>
+    run('dd', `if=${device}`, `of=${lab.path('read')}`, 'bs=4096', `skip=${block}`, `count=${blocks}`, 'iflag=direct');
+  await assert.rejects(read(DAMAGED_BLOCK, 1), /Input\/output error/);
+  const bytes = readFileSync(source);
+  for (const [block, blocks] of [
+    [0, DAMAGED_BLOCK],
+    [DAMAGED_BLOCK + 1, 512 - DAMAGED_BLOCK - 1],
+  ] as const) {
+    await read(block, blocks);
+    assert.ok(readFileSync(lab.path('read')).equals(bytes.subarray(block * 4096, (block + blocks) * 4096)));
+  }
 });

@@ -169,3 +169,25 @@ test('what cannot be backed up live is refused, and stays as it is', { skip: CAN
   await assert.rejects(backup(node, repository, { live: { freezeTimeoutSeconds: 61 } }), { code: 'EINVAL' });
   await assert.rejects(backup(swap, lab.path('raw'), { engine: 'live' }), { code: 'ENOTBLK' });
 });
+
+test('a disk that is smaller than its version is refused before anything is begun', {
+  skip: CANNOT_TRACK,
+}, async (t) => {
+  const lab = new Lab(t);
+  const image = lab.image('shrunk.img', 48 * 1_048_576);
+  const node = (await run('losetup', '-f', '--show', image)).trim();
+  lab.onEnd(() => succeeds('losetup', '-d', node));
+  await run('mkfs.ext4', '-q', node, '32M');
+  await lab.mount(node, 'at');
+  const repository = lab.path('repository');
+  const { client } = lab;
+  assert.equal((await cowbird.backup(node, repository, { client })).engine, 'live');
+  await cowbird.untrack(node, undefined, client);
+  await run('truncate', '-s', '40M', image);
+  await run('losetup', '-c', node);
+  await assert.rejects(cowbird.backup(node, repository, { client }), {
+    code: 'EINVAL',
+    message: /needs another repository/,
+  });
+  assert.deepEqual(await cowbird.listTracking(client), []);
+});

@@ -174,7 +174,8 @@ describe('setup-snapshot refuses', { skip: CANNOT }, () => {
     await cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, {}, lab.client);
     const view = lab.path('view');
     mkdirSync(view);
-    await run('mount', '-o', 'ro,noload', '/dev/cowbird130', view);
+    assert.equal((await cowbird.device(String(MINOR), { client: lab.client })).device, '/dev/cowbird130');
+    await cowbird.mount(String(MINOR), view, { client: lab.client });
     await assert.rejects(cowbird.destroy(MINOR, lab.client), { code: 'EBUSY', message: new RegExp(view) });
     await assert.rejects(cowbird.transitionToIncremental(MINOR, lab.client), { code: 'EBUSY' });
     await run('umount', view);

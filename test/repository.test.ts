@@ -195,6 +195,31 @@ test('the commands say on stderr what they did, on stdout nothing, or JSON', asy
   assert.ok(!existsSync(lab.path('out')));
 });
 
+test('a restore writes what differs, all of it when told so, and nothing when it is only asked', async (t) => {
+  const lab = new Lab(t);
+  const source = lab.image('disk.img', 0);
+  await fill(source, 8);
+  const repository = lab.path('repo');
+  await backup(source, repository);
+  const expected = digest(source);
+  const target = lab.path('target.img');
+  const asked = await restore(repository, target, { dryRun: true });
+  assert.deepEqual([asked.bytesWritten, existsSync(target)], [8 * MIB, false]);
+  assert.equal((await restore(repository, target)).bytesWritten, 8 * MIB);
+  const fd = openSync(target, 'r+');
+  writeSync(fd, randomBytes(2 * BLOCK_BYTES), 0, 2 * BLOCK_BYTES, 100 * BLOCK_BYTES);
+  closeSync(fd);
+  const changed = digest(target);
+  assert.equal((await restore(repository, target, { dryRun: true })).bytesWritten, 2 * BLOCK_BYTES);
+  assert.equal(digest(target), changed, 'nothing was written');
+  await assert.rejects(restore(repository, target), { code: 'EEXIST' });
+  const confirm = async (): Promise<boolean> => true;
+  assert.equal((await restore(repository, target, { confirm })).bytesWritten, 2 * BLOCK_BYTES);
+  assert.equal(digest(target), expected);
+  assert.equal((await restore(repository, target, { confirm, all: true })).bytesWritten, 8 * MIB);
+  assert.equal(digest(target), expected);
+});
+
 test('a second user is told who has the repository, and can wait', async (t) => {
   const lab = new Lab(t);
   const source = sourceImage(lab, 4);

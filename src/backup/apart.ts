@@ -4,6 +4,7 @@ import { dirname, join, relative } from 'node:path';
 import type { SourceIdentity } from '../repository/manifest.js';
 import type { Repository } from '../repository/repository.js';
 import { newestOf } from '../repository/state.js';
+import { requireNotSmaller } from '../repository/update.js';
 import { belowPath } from '../sys/below.js';
 import { deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError } from '../sys/errors.js';
@@ -38,12 +39,14 @@ export function isInside(path: string, directory: string): boolean {
   return path === directory || path.startsWith(join(directory, '/'));
 }
 
-export function requireSameSource(repository: Repository, identity: SourceIdentity): void {
+/** Whether a source may go on in a repository: asked before its series or its tracking begins. */
+export function requireSameSource(repository: Repository, identity: SourceIdentity, sizeBytes: number): void {
   if (repository.manifest === undefined) return;
   const known = newestOf(repository.manifest).source;
-  if (isSameSource(known, identity)) return;
-  throw new CowbirdError(
-    'EINVAL',
-    `${repository.files.path} is the repository of ${known.path} (${known.content ?? known.place}), and ${identity.path} is another (${identity.content ?? identity.place}): use another repository for it`,
-  );
+  if (!isSameSource(known, identity))
+    throw new CowbirdError(
+      'EINVAL',
+      `${repository.files.path} is the repository of ${known.path} (${known.content ?? known.place}), and ${identity.path} is another (${identity.content ?? identity.place}): use another repository for it`,
+    );
+  requireNotSmaller(repository, identity.path, sizeBytes);
 }

@@ -103,7 +103,7 @@ export async function backup(named: string, repository: string, options: BackupO
   try {
     requireApart(opened.identity, path);
     return await withNewRepository(path, options, async (held, pool) => {
-      requireSameSource(held, opened.identity);
+      requireSameSource(held, opened.identity, opened.sizeBytes);
       const reason = engine === 'scan' ? 'scan was asked for' : 'nothing tracks the changes of this source';
       return makeVersion(held, pool, opened, { engine: 'scan', reason, token: null, freezeMs: 0 }, options);
     });
@@ -119,7 +119,7 @@ async function backupLive(named: string, path: string, options: BackupOptions): 
     const disk = LiveDisk.open(named, liveOptionsOf(options));
     let freezer: Freezer | undefined;
     try {
-      requireSameSource(held, disk.identity);
+      requireSameSource(held, disk.identity, disk.sizeBytes);
       freezer = await startFreezer([disk], liveOptionsOf(options));
       const live = openLiveSource(liveRequest(disk, held, aloneWith(freezer), options));
       try {
@@ -146,7 +146,7 @@ async function backupAttached(found: AttachedSource, path: string, options: Back
     return await withNewRepository(path, options, async (held, pool) => {
       // The repository may have been waited for: it may be mounted now, or not any more.
       const attached = (await attachedSource(found.volume.device, client)) ?? found;
-      requireSameSource(held, attached.identity);
+      requireSameSource(held, attached.identity, attached.volume.sizeBytes);
       const newest = held.manifest === undefined ? undefined : newestOf(held.manifest);
       const whole = options.whole === true;
       if (!attached.isMounted && holdsFileSystem(attached)) {

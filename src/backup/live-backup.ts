@@ -16,6 +16,7 @@ import { closeSync, fstatSync, statSync } from 'node:fs';
 import * as v from 'valibot';
 import { pathsFrom } from '../control/paths.js';
 import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
+import { viewOf } from '../live/device-view.js';
 import { type FreezePoint, Freezer } from '../live/freezer.js';
 import type { Standstill } from '../live/standstill.js';
 import { BlockBitmap, type ContinuityToken, type LiveTracking, openTracking, startTracking } from '../live/tracking.js';
@@ -119,6 +120,10 @@ export class LiveDisk {
   /** Whether anybody uses it. */
   get isFree(): boolean {
     return this.#survey.isFree;
+  }
+
+  get sizeBytes(): number {
+    return viewOf(this.node).sizeBytes;
   }
 
   get survey(): Survey {

@@ -168,8 +168,10 @@ async function openRepository(work: Work, options: BackupOptions, cleanups: Clea
   work.held = held;
   if (work.isLive) return;
   const identity = work.attached?.identity ?? work.scanned?.identity;
-  if (identity === undefined) throw new CowbirdError('ENODEV', `${work.pair.source} was detached meanwhile`);
-  requireSameSource(held, identity);
+  const sizeBytes = work.attached?.volume.sizeBytes ?? work.scanned?.sizeBytes;
+  if (identity === undefined || sizeBytes === undefined)
+    throw new CowbirdError('ENODEV', `${work.pair.source} was detached meanwhile`);
+  requireSameSource(held, identity, sizeBytes);
 }
 
 /** Claims what is not in use, and takes the snapshots of the rest at one instant. */
@@ -207,7 +209,7 @@ async function openLive(
     cleanups.push(() => disk.close());
     // What is frozen must hold no repository of any of them.
     for (const { path } of works) requireApart(disk.identity, path);
-    if (work.held !== undefined) requireSameSource(work.held, disk.identity);
+    if (work.held !== undefined) requireSameSource(work.held, disk.identity, disk.sizeBytes);
     disks.set(work, disk);
   }
   if (disks.size === 0) return undefined;

@@ -68,6 +68,17 @@ export async function createVersion(
   return (await prepareVersion(repository, source, options)).commit();
 }
 
+/** Asked before anything is begun for a source, and again when it is there. @throws {CowbirdError} EINVAL. */
+export function requireNotSmaller({ manifest }: Repository, path: string, sizeBytes: number): void {
+  if (manifest === undefined) return;
+  const newest = newestOf(manifest);
+  if (sizeBytes >= newest.sizeBytes) return;
+  throw new CowbirdError(
+    'EINVAL',
+    `${path} has ${sizeBytes} bytes, version ${newest.number} has ${newest.sizeBytes}: a smaller source needs another repository`,
+  );
+}
+
 /**
  * Writes a new version up to its commit: for versions of several sources that are all to be there, or none. The repository
  * is open to write.
@@ -81,12 +92,7 @@ export async function prepareVersion(
   options: UpdateOptions,
 ): Promise<PreparedVersion> {
   const { manifest } = repository;
-  if (manifest !== undefined && source.sizeBytes < newestOf(manifest).sizeBytes) {
-    throw new CowbirdError(
-      'EINVAL',
-      `${source.identity.path} has ${source.sizeBytes} bytes, version ${newestOf(manifest).number} has ${newestOf(manifest).sizeBytes}: a smaller source needs another repository`,
-    );
-  }
+  requireNotSmaller(repository, source.identity.path, source.sizeBytes);
   try {
     const written =
       manifest === undefined
