@@ -7,7 +7,7 @@
  * links first, which detaches the programs.
  */
 import { randomBytes } from 'node:crypto';
-import { mkdirSync, readdirSync, readFileSync } from 'node:fs';
+import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { BpfObject, mapPinnedArray, openPinned, recursionMisses } from '../sys/bpf.js';
@@ -15,6 +15,7 @@ import { assert } from '../sys/errors.js';
 import { close, type Mapping, unmap } from '../sys/libc.js';
 import { BLOCK_BYTES } from './bitmap.js';
 import type { DeviceView, DiskKind } from './device-view.js';
+import { noteCount, possibleCpus } from './kernel-map-sizes.js';
 import { pause } from './pause.js';
 import { type Note, type Reading, sectorDoubt, surplusAtStart } from './sector-account.js';
 
@@ -364,19 +365,6 @@ function openPins(folder: string): Opened | { reason: string } {
   return { state, dirty, summary, cpus, mappings, programFds, linkFds: fds.slice(triples.length), notes };
 }
 
-const NOTES_LEAST = 4096;
-/** Eight mebibytes of the kernel's memory. */
-const NOTES_MOST = 262_144;
-
-/** Places for notes: four for each request that a disk has now, a power of two. See `requests` in the program. */
-function noteCount({ disk, kind }: DeviceView): number {
-  if (kind === 'bio') return NOTES_LEAST;
-  const queues = readdirSync(join(disk, 'mq')).length;
-  const each = Number(readFileSync(join(disk, 'queue/nr_requests'), 'utf8'));
-  const wanted = 2 ** Math.ceil(Math.log2(Math.max(4 * queues * each, NOTES_LEAST)));
-  return Math.min(wanted, NOTES_MOST);
-}
-
 /** Writes what the map is, so that it can be read by whoever finds the pins. */
 function describe(folder: string, disk: DeviceView, sizes: { words: number; cpus: number; blockCount: number }): void {
   const state = mapPinnedArray(join(folder, pinName('.bss')));
@@ -407,10 +395,4 @@ function setReady(folder: string): void {
   assert(state !== undefined, 'a map that was just pinned is there');
   new DataView(state.bytes).setUint32(STATE.ready, 1, true);
   unmap(state);
-}
-
-/** Processors that can ever be there: their numbers are below this. */
-function possibleCpus(): number {
-  const last = /(\d+)\s*$/.exec(readFileSync('/sys/devices/system/cpu/possible', 'utf8'))?.[1] ?? '0';
-  return Number(last) + 1;
 }

@@ -17,6 +17,8 @@ export interface ReadableFile {
   pread(bytes: Uint8Array, offset: number): number;
   /** First offset in `[offset, end)` that may hold data; `end` when the whole range is known to be a hole. */
   nextData(offset: number, end: number): number;
+  /** Tells that a range will be read soon; advice only. Undefined where there is nobody to be told. */
+  prefetch?(offset: number, lengthBytes: number): void;
   /** For worker threads; undefined where the file exists in this thread only. */
   readonly handle: PageFileHandle | undefined;
 }

@@ -86,8 +86,14 @@ export function writePage(checksums: WritableFile, region: number, page: Buffer,
 
 /** Computes the checksums of the first `count` blocks of `data`; the rest of `page` becomes zeros. */
 export function checksumsOf(data: Buffer, count: number, page: Buffer): void {
-  for (let block = 0; block < count; block++) putChecksum(blockAt(data, block), page, block * CHECKSUM_BYTES);
+  checksumsWhere(data, count, page, () => true);
   page.fill(0, count * CHECKSUM_BYTES);
+}
+
+/** Computes those of the wanted ones of the first `count` blocks. Hashing is most of the work where few of a region are wanted. */
+export function checksumsWhere(data: Buffer, count: number, page: Buffer, isWanted: (block: number) => boolean): void {
+  for (let block = 0; block < count; block++)
+    if (isWanted(block)) putChecksum(blockAt(data, block), page, block * CHECKSUM_BYTES);
 }
 
 /** Writes blocks `[start, end)` of a region, cut where the volume ends. Returns the bytes written. */

@@ -7,9 +7,8 @@ import { CHECKSUM_BYTES, isZero, isZeroChecksum, matchesChecksum } from './check
 import { checksumOffset, type DeltaShape, sliceOffset } from './delta.js';
 import { readPadded } from './files.js';
 import { blockAt, type JobContext, needed, type RegionTask, readPage } from './jobs-common.js';
+import { TOLD_GAP_BLOCKS } from './jobs-source.js';
 import { blocksInRegion, REGION_BLOCKS, REGION_BYTES } from './layout.js';
-
-const GAP_BLOCKS = 16;
 
 /** Saves what the image has in the changed blocks, with the checksums that it was recorded with. */
 export interface SaveSpec {
@@ -38,7 +37,7 @@ export function saveJob(spec: SaveSpec, context: JobContext): RegionTask {
     const { page } = scratch;
     readPage(checksums, region, page);
     const isRead = (block: number): boolean => isChanged(block) && (spec.checkImage || !isZeroChecksum(page, block));
-    for (const { start, end } of spansOf(count, isRead, GAP_BLOCKS))
+    for (const { start, end } of spansOf(count, isRead, TOLD_GAP_BLOCKS))
       readPadded(
         image,
         scratch.data.subarray(start * BLOCK_SIZE_BYTES, end * BLOCK_SIZE_BYTES),

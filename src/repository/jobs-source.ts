@@ -7,6 +7,7 @@ import { readPadded } from './files.js';
 import {
   blockAt,
   checksumsOf,
+  checksumsWhere,
   type JobContext,
   needed,
   type RegionTask,
@@ -18,6 +19,8 @@ import { blocksInRegion, bytesInRegion, REGION_BLOCKS, REGION_BYTES } from './la
 
 /** Runs of blocks closer than this are read in one go: 64 KiB more cost less than another request. */
 export const GAP_BLOCKS = 16;
+/** The same where the reads are told beforehand, so that many are under way at once: then another request costs less than 16 KiB. */
+export const TOLD_GAP_BLOCKS = 4;
 /** EIO, ENODATA, EILSEQ, EREMOTEIO: the medium could not be read here. */
 const MEDIUM_ERRORS = [5, 61, 84, 121];
 
@@ -40,7 +43,8 @@ export function copyJob(spec: CopySpec, context: JobContext): RegionTask {
   const checksums = needed(context.files.checksums, 'checksums');
   return (region) => {
     const count = blocksInRegion(region, spec.sizeBytes);
-    if (!readRegion(spec, context, region, [{ start: 0, end: count }]) || isZero(scratch.data)) return;
+    if (!readRegion(spec, context, region, [{ start: 0, end: count }])) return;
+    if (isZero(scratch.data.subarray(0, count * BLOCK_SIZE_BYTES))) return;
     checksumsOf(scratch.data, count, scratch.page);
     for (const span of spansOf(count, (block) => !isZeroChecksum(scratch.page, block)))
       totals.bytesWritten += writeBlocks(image, scratch.data, region, span, spec.sizeBytes);
@@ -78,6 +82,8 @@ export function compareJob(spec: CompareSpec, context: JobContext): RegionTask {
     const heldPage = spec.heal === undefined ? oldPage : imagePage;
     let saves = 0;
     for (let block = 0; block < count; block++) {
+      // Was not read, and so is as it was; the image is looked at only to be healed.
+      if (spec.heal === undefined && !isCandidate(spec, region, block)) continue;
       const isSame = sameChecksum(oldPage, block, newPage, block);
       const isSound = sameChecksum(oldPage, block, heldPage, block);
       if (!isSound && block < oldCount) totals.damagedBlocks.push(region * REGION_BLOCKS + block);
@@ -94,21 +100,27 @@ export function compareJob(spec: CompareSpec, context: JobContext): RegionTask {
 
 /** The checksums of what the source has: `otherPage`. Where it is not read or cannot be, it stays what `page` says. */
 function readNewPage(spec: CompareSpec, context: JobContext, region: number, count: number): void {
-  const { candidates } = spec;
-  const { page: oldPage, otherPage: newPage } = context.scratch;
-  const isCandidate = (block: number): boolean =>
-    candidates === undefined || hasBit(candidates, region * REGION_BLOCKS + block);
-  const keep = (block: number): void => {
-    const at = block * CHECKSUM_BYTES;
-    oldPage.copy(newPage, at, at, at + CHECKSUM_BYTES);
-  };
+  const { page: oldPage, otherPage: newPage, data } = context.scratch;
+  const isRead = (block: number): boolean => isCandidate(spec, region, block);
   const { badBlocks } = context.totals;
   const bad = badBlocks.length;
-  if (readRegion(spec, context, region, spansOf(count, isCandidate, GAP_BLOCKS)))
-    checksumsOf(context.scratch.data, count, newPage);
-  else newPage.fill(0);
-  for (const block of badBlocks.slice(bad)) keep(block % REGION_BLOCKS);
-  for (let block = 0; block < count; block++) if (!isCandidate(block)) keep(block);
+  const spans = spansOf(count, isRead, TOLD_GAP_BLOCKS);
+  oldPage.copy(newPage);
+  newPage.fill(0, count * CHECKSUM_BYTES);
+  if (readRegion(spec, context, region, spans)) checksumsWhere(data, count, newPage, isRead);
+  else for (let block = 0; block < count; block++) if (isRead(block)) putZeroChecksum(newPage, block);
+  for (const block of badBlocks.slice(bad)) {
+    const at = (block % REGION_BLOCKS) * CHECKSUM_BYTES;
+    oldPage.copy(newPage, at, at, at + CHECKSUM_BYTES);
+  }
+}
+
+function isCandidate({ candidates }: CompareSpec, region: number, block: number): boolean {
+  return candidates === undefined || hasBit(candidates, region * REGION_BLOCKS + block);
+}
+
+function putZeroChecksum(page: Buffer, block: number): void {
+  page.fill(0, block * CHECKSUM_BYTES, (block + 1) * CHECKSUM_BYTES);
 }
 
 /** The checksums of what the image has now. */
@@ -139,7 +151,7 @@ export function applyJob(spec: ApplySpec, context: JobContext): RegionTask {
     const first = region * REGION_BLOCKS;
     const isHealed = (block: number): boolean => spec.heal !== undefined && hasBit(spec.heal, first + block);
     const isChosen = (block: number): boolean => hasBit(spec.changed, first + block) || isHealed(block);
-    const spans = spansOf(count, isChosen, GAP_BLOCKS);
+    const spans = spansOf(count, isChosen, TOLD_GAP_BLOCKS);
     if (spans.length === 0) return;
     const bad = totals.badBlocks.length;
     if (!readRegion(spec, context, region, spans)) scratch.data.fill(0);
@@ -174,8 +186,8 @@ function sourceChanges(offset: number): CowbirdError {
 }
 
 /**
- * Reads spans of a region of the source to their places in `scratch.data`, zeros beyond its end. Returns false, with
- * nothing read, where the whole region is a hole or unused.
+ * Reads spans of a region of the source to their places in `scratch.data`, zeros beyond its end; what lies between them there is
+ * of another region. Returns false, with nothing read, where the whole region is a hole or unused.
  */
 export function readRegion(
   spec: SourceSpec,
@@ -197,7 +209,8 @@ export function readRegion(
     }));
   });
   if (wanted.length === 0) return false;
-  if (wanted.length > 1 || lengthBytes < REGION_BYTES || used !== undefined) scratch.data.fill(0);
+  const isWhole = wanted.length === 1 && (wanted[0]?.end ?? 0) - (wanted[0]?.start ?? 0) === REGION_BLOCKS;
+  if (!isWhole || lengthBytes < REGION_BYTES) fillSpans(scratch.data, spans);
   for (const { start, end } of wanted) {
     const from = start * BLOCK_SIZE_BYTES;
     const to = Math.min(end * BLOCK_SIZE_BYTES, lengthBytes);
@@ -206,10 +219,15 @@ export function readRegion(
   }
   if (used !== undefined) {
     // Read only because it lies between blocks that are used.
-    for (let block = 0; block < REGION_BLOCKS; block++)
-      if (!hasBit(used, region * REGION_BLOCKS + block)) blockAt(scratch.data, block).fill(0);
+    for (const { start, end } of wanted)
+      for (let block = start; block < end; block++)
+        if (!hasBit(used, region * REGION_BLOCKS + block)) blockAt(scratch.data, block).fill(0);
   }
   return true;
+}
+
+function fillSpans(data: Buffer, spans: readonly { start: number; end: number }[]): void {
+  for (const { start, end } of spans) data.fill(0, start * BLOCK_SIZE_BYTES, end * BLOCK_SIZE_BYTES);
 }
 
 function readSpan(

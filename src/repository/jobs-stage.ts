@@ -3,7 +3,7 @@
 import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
 import { clearBit, hasBit, setBit, spansOf } from './bits.js';
 import { CHECKSUM_BYTES, isZeroChecksum, sameChecksum } from './checksum.js';
-import { checksumsOf, type JobContext, needed, type RegionTask, readPage, writeBlocks } from './jobs-common.js';
+import { checksumsWhere, type JobContext, needed, type RegionTask, readPage, writeBlocks } from './jobs-common.js';
 import { GAP_BLOCKS, readImagePage, readRegion, type SourceSpec } from './jobs-source.js';
 import { blocksInRegion, REGION_BLOCKS, REGION_BYTES } from './layout.js';
 
@@ -36,7 +36,7 @@ export function stageJob(spec: StageSpec, context: JobContext): RegionTask {
     const bad = totals.badBlocks.length;
     if (!readRegion(spec, context, region, spans)) scratch.data.fill(0);
     const unread = new Set(totals.badBlocks.slice(bad).map((block) => block - first));
-    checksumsOf(scratch.data, count, newPage);
+    checksumsWhere(scratch.data, count, newPage, isRead);
     readPage(checksums, region, oldPage);
     if (spec.checkImage) readImagePage(context, region, blocksInRegion(region, spec.oldSizeBytes), imagePage);
     const isSound = (block: number): boolean => !spec.checkImage || sameChecksum(oldPage, block, imagePage, block);

@@ -2,6 +2,7 @@
  * What is done region by region, by any number of threads at once: a region's blocks, checksums, bits and index entries are
  * touched by one thread only. Nothing here is durable when it returns; whoever runs a job makes it so.
  */
+import { aheadOf } from './jobs-ahead.js';
 import {
   emptyTotals,
   type JobContext,
@@ -46,6 +47,8 @@ export type JobSpec =
 export interface StartedJob {
   readonly totals: JobTotals;
   readonly run: RegionTask;
+  /** To be called with regions before their turn. */
+  readonly ahead: RegionTask | undefined;
 }
 
 let scratch: Scratch | undefined;
@@ -53,7 +56,7 @@ let scratch: Scratch | undefined;
 export function startJob(spec: JobSpec, files: JobFiles): StartedJob {
   scratch ??= makeScratch();
   const context: JobContext = { files, scratch, totals: emptyTotals() };
-  return { totals: context.totals, run: taskOf(spec, context) };
+  return { totals: context.totals, run: taskOf(spec, context), ahead: aheadOf(spec, files) };
 }
 
 function taskOf(spec: JobSpec, context: JobContext): RegionTask {

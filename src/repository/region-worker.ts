@@ -3,6 +3,7 @@ import { parentPort } from 'node:worker_threads';
 import { CowbirdError, messageOf, type Outcome } from '../sys/errors.js';
 import { PageFile, type PageFileHandle } from '../sys/page-file.js';
 import { type JobSpec, startJob } from './jobs.js';
+import { tellAhead } from './jobs-ahead.js';
 import type { JobFiles, JobTotals } from './jobs-common.js';
 
 export interface JobHandles {
@@ -39,10 +40,12 @@ function perform({ spec, handles, control, count, regions }: ToWorker): JobTotal
   }
   if (chain !== undefined) files.chain = chain.map((handle) => new PageFile(handle));
   const job = startJob(spec, files);
+  const regionAt = (index: number): number => (regions === undefined ? index : (regions[index] ?? 0));
   while (Atomics.load(control, 2) === 0) {
     const at = Atomics.add(control, 0, 1);
     if (at >= count) break;
-    job.run(regions === undefined ? at : (regions[at] ?? 0));
+    tellAhead(job.ahead, at, count, regionAt);
+    job.run(regionAt(at));
     Atomics.add(control, 1, 1);
   }
   return job.totals;

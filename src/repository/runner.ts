@@ -9,6 +9,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import { CowbirdError, messageOf } from '../sys/errors.js';
 import { addTotals, type JobSpec, startJob } from './jobs.js';
+import { tellAhead } from './jobs-ahead.js';
 import { emptyTotals, type JobFiles, type JobTotals } from './jobs-common.js';
 import type { FromWorker, JobHandles, ToWorker } from './region-worker.js';
 
@@ -35,10 +36,12 @@ const WORKERS_MAX = 4;
 export const runInThisThread: RunJob = async (spec, files, regions, options = {}) => {
   const job = startJob(spec, files);
   const count = typeof regions === 'number' ? regions : regions.length;
+  const regionAt = (index: number): number => (typeof regions === 'number' ? index : (regions[index] ?? 0));
   let reportedMs = Date.now();
   for (let at = 0; at < count; at++) {
     requireGoingOn(options.signal);
-    job.run(typeof regions === 'number' ? at : (regions[at] ?? 0));
+    tellAhead(job.ahead, at, count, regionAt);
+    job.run(regionAt(at));
     if (Date.now() - reportedMs < REPORT_EVERY_MS) continue;
     reportedMs = Date.now();
     options.onProgress?.(at + 1, count);

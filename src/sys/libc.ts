@@ -138,12 +138,24 @@ export function tryFlock(fd: number, operation: typeof LOCK_SH | typeof LOCK_EX)
   throw new SystemError('flock', errno, `fd ${fd}`);
 }
 
+const POSIX_FADV_RANDOM = 1;
+const POSIX_FADV_WILLNEED = 3;
 const POSIX_FADV_DONTNEED = 4;
 
 /** Drops a file's clean pages from the page cache. Advice only: the caller compares where it matters. */
 export function dropCache(fd: number): void {
   const errno: number = raw.posixFadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
   if (errno !== 0) throw new SystemError('posix_fadvise', errno, `fd ${fd}`);
+}
+
+/** Reads of this descriptor bring no more than they ask for. Advice only: what the kernel answers does not matter. */
+export function expectRandomReads(fd: number): void {
+  raw.posixFadvise(fd, 0, 0, POSIX_FADV_RANDOM);
+}
+
+/** Begins to read a range into the page cache. Advice only. */
+export function prefetch(fd: number, offset: number, lengthBytes: number): void {
+  raw.posixFadvise(fd, offset, lengthBytes, POSIX_FADV_WILLNEED);
 }
 
 /** ioctl with a structure that the kernel reads and writes. Returns the call's result. */

@@ -42,6 +42,8 @@ export interface PageFileHandle {
   directFd: number;
   /** A regular file: it has holes, a length that can change, and clean pages that can be dropped. */
   isFile: boolean;
+  /** Nothing of it may come from the page cache, nor go there. */
+  isUncached?: boolean;
 }
 
 export type PageFileMode = 'read' | 'write' | 'create' | 'create-new';
@@ -59,6 +61,7 @@ export class PageFile {
   readonly handle: PageFileHandle;
   #punches = true;
   #direct = true;
+  #isRandom = false;
 
   constructor(handle: PageFileHandle) {
     this.handle = handle;
@@ -88,7 +91,7 @@ export class PageFile {
    */
   static openUncached(path: string, claim: boolean): PageFile {
     const flags = constants.O_RDONLY + constants.O_NONBLOCK + libc.O_DIRECT + (claim ? constants.O_EXCL : 0);
-    return new PageFile({ fd: openSync(path, flags), directFd: -1, isFile: false });
+    return new PageFile({ fd: openSync(path, flags), directFd: -1, isFile: false, isUncached: true });
   }
 
   sizeBytes(): number {
@@ -105,6 +108,18 @@ export class PageFile {
       done += count;
     }
     return done;
+  }
+
+  /**
+   * Begins to read a range into the page cache, for a {@link pread} of just that range soon; advice only. Ranges that go past
+   * the cache are left out. From then on short reads take what they ask for and no more: those that are told come from anywhere.
+   */
+  prefetch(offset: number, lengthBytes: number): void {
+    const { fd, isUncached } = this.handle;
+    if (isUncached === true || lengthBytes >= DIRECT_READ_BYTES_MIN) return;
+    if (!this.#isRandom) libc.expectRandomReads(fd);
+    this.#isRandom = true;
+    libc.prefetch(fd, offset, lengthBytes);
   }
 
   /** Writes all bytes or throws; a failed write may have written any part. */
