@@ -78,6 +78,7 @@ const QUICK: Scale = {
   imageMib: 320,
   fileMib: 96,
   passIos: { depth1: 1_024, depth16: 4_096 },
+  workloads: ['random-read-32', 'random-write-16', 'sequential-write'],
   update: { imageMib: 256, fileMib: 160, rounds: 1 },
   backup: { volumeMib: 512, dataMib: 256, rounds: 1 },
   live: { gib: [1, 4], changedMib: [4], rounds: 1, freezes: 3 },
