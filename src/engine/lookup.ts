@@ -1,5 +1,6 @@
 /** Finding volumes and their mounts; saying who holds what. */
 import { realpathSync, statSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { belowPath } from '../sys/below.js';
 import { boundLoops, deviceNumber, deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
@@ -33,9 +34,23 @@ export function freezePoints(entries: readonly MountEntry[]): string[] {
   return freezeMounts(entries).map(pathOfMount);
 }
 
+/** How long a mount in somebody else's namespace is waited for. */
+const VISIT_MS = 2_000;
+const LOOK_EVERY_MS = 50;
+
 /** EBUSY, naming the holder, when a node is mounted or open. Waits up to 2 s for short visitors. */
 export async function refuseInUse(node: string): Promise<void> {
-  const [mount] = mountsOn(node);
+  const deadline = performance.now() + VISIT_MS;
+  const look = (): MountEntry | undefined => {
+    const mounts = mountsOn(node);
+    return mounts.find(({ pid }) => pid === 0) ?? mounts[0];
+  };
+  let mount = look();
+  // Who begins a namespace has every mount with him, also those that are unmounted here meanwhile: mostly for a moment.
+  while (mount !== undefined && mount.pid !== 0 && performance.now() < deadline) {
+    await sleep(LOOK_EVERY_MS);
+    mount = look();
+  }
   if (mount !== undefined) {
     const where = mount.pid === 0 ? '' : ` in the mount namespace of pid ${mount.pid}`;
     throw new CowbirdError('EBUSY', `${node} is mounted on ${mount.mountPoint}${where}: unmount it first`);
