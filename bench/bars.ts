@@ -173,6 +173,7 @@ function judgeTracking(results: Results): Judged[] {
       };
     }),
   );
+  // 32 MiB of bits; the notes and hints beside them (0.2 MiB) are counted, and do not grow with the disk but for the hints.
   const text = 'kernel memory of the map of 1 TiB';
   return [...writes, { text, spread: spreadOf([result.mapMib]), bound: 32.25, kind: 'atMost', unit: 'MiB' }];
 }

@@ -134,12 +134,13 @@ export class LivePasses {
   async #freeze(): Promise<Attempt | undefined> {
     const { standstill, onFrozen } = this.#parts;
     this.#isAhead = false;
-    const own: { attempt: Attempt; aheadBlocks: number | undefined } = { attempt: 'others', aheadBlocks: undefined };
+    const own: { attempt: Attempt; aheadBlocks: number } = { attempt: 'others', aheadBlocks: Number.POSITIVE_INFINITY };
     const { outcome, freezeMs, problem } = await standstill.attempt({
       ahead: () => {
-        const before = own.aheadBlocks ?? Number.POSITIVE_INFINITY;
-        own.aheadBlocks = this.#readAhead(own.aheadBlocks === undefined);
-        return this.#isAhead && own.aheadBlocks > SMALL_AHEAD_BLOCKS && own.aheadBlocks <= before / 2;
+        const before = own.aheadBlocks;
+        own.aheadBlocks = this.#readNew() ?? 0;
+        this.#moveToPending(this.#since);
+        return own.aheadBlocks > SMALL_AHEAD_BLOCKS && own.aheadBlocks <= before / 2;
       },
       frozen: () => {
         own.attempt = this.#readRest();
@@ -152,25 +153,16 @@ export class LivePasses {
     this.freezeMs += freezeMs;
     if (problem !== undefined) this.problems.push(problem);
     const attempt = outcome === 'not done' && own.attempt === 'whole' ? 'others' : own.attempt;
+    // Not before: it looks at the whole of the disk's bits.
+    this.#moveToPending(this.#since);
     this.#moveToPending(this.#late);
     return attempt;
-  }
-
-  /** Reads what is left before it is the last: all of it, or what was written since the last time. Returns how much that was. */
-  #readAhead(isFirst: boolean): number {
-    if (isFirst) {
-      this.#parts.tracking.take(this.#pending);
-      return this.#loadAll() ?? this.#setBlocks();
-    }
-    const count = this.#parts.tracking.take(this.#since);
-    this.#readSince(count);
-    return count;
   }
 
   /** What is done while everything stands still. */
   #readRest(): Attempt {
     const { tracking } = this.#parts;
-    const blocks = this.#readSince(tracking.take(this.#since));
+    const blocks = this.#readNew();
     if (blocks === undefined) return 'too much';
     this.restBytes = blocks * BLOCK_BYTES;
     if (tracking.take(this.#late) > 0) return 'written';
@@ -179,18 +171,17 @@ export class LivePasses {
     return 'whole';
   }
 
-  /** Everything that is pending is read into memory. Returns how many blocks; undefined when there is no room for them. */
-  #loadAll(): number | undefined {
-    const { file, sizeBytes } = this.#parts;
+  /**
+   * Reads into memory what was written since the last time, whose bits stay in `#since`; everything that is left, where that is the
+   * first reading or there is no room for both. Returns how many blocks; undefined when they are more than fit.
+   */
+  #readNew(): number | undefined {
+    const { tracking, file, sizeBytes } = this.#parts;
+    const count = tracking.take(this.#since);
+    if (this.#isAhead && this.#rest.reload(file.handle.fd, this.#since)) return count;
+    this.#moveToPending(this.#since);
     this.#isAhead = this.#rest.load(file.handle.fd, this.#pending, sizeBytes);
     return this.#isAhead ? this.#setBlocks() : undefined;
-  }
-
-  /** Reads the `count` blocks that were written since the last reading; everything, where there is no room for both. */
-  #readSince(count: number): number | undefined {
-    const fits = this.#isAhead && this.#rest.reload(this.#parts.file.handle.fd, this.#since);
-    this.#moveToPending(this.#since);
-    return fits ? count : this.#loadAll();
   }
 
   #moveToPending(from: BlockBitmap): void {

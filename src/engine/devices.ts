@@ -14,9 +14,9 @@ import { type EngineContext, makeLink, removeLink, type Undo, withHelper } from 
 import { failPoint } from './fail-points.js';
 import type { DeviceRecord } from './records.js';
 
-const OPENERS_WAIT_MS = 2_000;
+export const VISITORS_WAIT_MS = 2_000;
 const RELEASE_WAIT_MS = 5_000;
-const LOOK_AGAIN_MS = 20;
+export const LOOK_AGAIN_MS = 20;
 
 export interface DeviceOptions {
   id: string;
@@ -125,7 +125,7 @@ async function releaseNode(
 }
 
 /** Waits for openers such as udev and blkid to go; EBUSY with the first one's pid and name when they stay. */
-export async function refuseOpen(node: string, waitMs = OPENERS_WAIT_MS): Promise<void> {
+export async function refuseOpen(node: string, waitMs = VISITORS_WAIT_MS): Promise<void> {
   const { rdev } = statSync(node);
   const deadline = Date.now() + waitMs;
   for (;;) {

@@ -6,7 +6,7 @@ import { boundLoops, deviceNumber, deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import { allMounts, type MountEntry, ownMounts, pathOfMount } from '../sys/mounts.js';
 import type { EngineContext } from './context.js';
-import { refuseOpen } from './devices.js';
+import { LOOK_AGAIN_MS, refuseOpen, VISITORS_WAIT_MS } from './devices.js';
 import type { Volume } from './volume.js';
 
 /** The mounts that lie on a node, its partitions, or what is stacked on them, in any namespace. */
@@ -34,13 +34,9 @@ export function freezePoints(entries: readonly MountEntry[]): string[] {
   return freezeMounts(entries).map(pathOfMount);
 }
 
-/** How long a mount in somebody else's namespace is waited for. */
-const VISIT_MS = 2_000;
-const LOOK_EVERY_MS = 50;
-
 /** EBUSY, naming the holder, when a node is mounted or open. Waits up to 2 s for short visitors. */
 export async function refuseInUse(node: string): Promise<void> {
-  const deadline = performance.now() + VISIT_MS;
+  const deadline = performance.now() + VISITORS_WAIT_MS;
   const look = (): MountEntry | undefined => {
     const mounts = mountsOn(node);
     return mounts.find(({ pid }) => pid === 0) ?? mounts[0];
@@ -48,7 +44,7 @@ export async function refuseInUse(node: string): Promise<void> {
   let mount = look();
   // Who begins a namespace has every mount with him, also those that are unmounted here meanwhile: mostly for a moment.
   while (mount !== undefined && mount.pid !== 0 && performance.now() < deadline) {
-    await sleep(LOOK_EVERY_MS);
+    await sleep(LOOK_AGAIN_MS);
     mount = look();
   }
   if (mount !== undefined) {

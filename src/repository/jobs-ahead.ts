@@ -12,7 +12,7 @@ import { TOLD_GAP_BLOCKS } from './jobs-source.js';
 import { blocksInRegion, REGION_BLOCKS } from './layout.js';
 
 /** How many regions before its turn. */
-export const AHEAD_REGIONS = 32;
+const AHEAD_REGIONS = 32;
 
 /** Undefined for jobs that read whole regions, which need no advice. */
 export function aheadOf(spec: JobSpec, files: JobFiles): RegionTask | undefined {
@@ -42,14 +42,8 @@ function spansAhead(
   };
 }
 
-/** To be called before a job's turn `at` of `count`; `regionAt` tells the region of each. */
-export function tellAhead(
-  ahead: RegionTask | undefined,
-  at: number,
-  count: number,
-  regionAt: (index: number) => number,
-): void {
-  if (ahead === undefined) return;
-  for (let next = at === 0 ? 0 : at + AHEAD_REGIONS; next <= at + AHEAD_REGIONS && next < count; next++)
-    ahead(regionAt(next));
+/** At the turn of an index of `count`: whose turn comes next without having been told. */
+export function* indicesToTell(index: number, count: number): Generator<number> {
+  for (let next = index === 0 ? 0 : index + AHEAD_REGIONS; next <= index + AHEAD_REGIONS && next < count; next++)
+    yield next;
 }

@@ -2,7 +2,7 @@
  * What is done region by region, by any number of threads at once: a region's blocks, checksums, bits and index entries are
  * touched by one thread only. Nothing here is durable when it returns; whoever runs a job makes it so.
  */
-import { aheadOf } from './jobs-ahead.js';
+import { aheadOf, indicesToTell } from './jobs-ahead.js';
 import {
   emptyTotals,
   type JobContext,
@@ -46,17 +46,30 @@ export type JobSpec =
 /** A job in one thread: its regions come one by one, its totals grow. */
 export interface StartedJob {
   readonly totals: JobTotals;
-  readonly run: RegionTask;
-  /** To be called with regions before their turn. */
-  readonly ahead: RegionTask | undefined;
+  /** Does the region at an index. */
+  readonly run: (index: number) => void;
+}
+
+/** Regions `0` to `regions - 1`, or those listed. */
+export type Regions = number | Uint32Array;
+
+export function countOf(regions: Regions): number {
+  return typeof regions === 'number' ? regions : regions.length;
 }
 
 let scratch: Scratch | undefined;
 
-export function startJob(spec: JobSpec, files: JobFiles): StartedJob {
+export function startJob(spec: JobSpec, files: JobFiles, regions: Regions): StartedJob {
   scratch ??= makeScratch();
   const context: JobContext = { files, scratch, totals: emptyTotals() };
-  return { totals: context.totals, run: taskOf(spec, context), ahead: aheadOf(spec, files) };
+  const task = taskOf(spec, context);
+  const ahead = aheadOf(spec, files);
+  const regionAt = (index: number): number => (typeof regions === 'number' ? index : (regions[index] ?? 0));
+  const run = (index: number): void => {
+    if (ahead !== undefined) for (const next of indicesToTell(index, countOf(regions))) ahead(regionAt(next));
+    task(regionAt(index));
+  };
+  return { totals: context.totals, run };
 }
 
 function taskOf(spec: JobSpec, context: JobContext): RegionTask {

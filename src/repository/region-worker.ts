@@ -2,8 +2,7 @@
 import { parentPort } from 'node:worker_threads';
 import { CowbirdError, messageOf, type Outcome } from '../sys/errors.js';
 import { PageFile, type PageFileHandle } from '../sys/page-file.js';
-import { type JobSpec, startJob } from './jobs.js';
-import { tellAhead } from './jobs-ahead.js';
+import { countOf, type JobSpec, type Regions, startJob } from './jobs.js';
 import type { JobFiles, JobTotals } from './jobs-common.js';
 
 export interface JobHandles {
@@ -20,9 +19,7 @@ export interface ToWorker {
   handles: JobHandles;
   /** Shared: next index, regions done, 1 to stop. */
   control: Int32Array;
-  count: number;
-  /** Undefined: the index is the region. */
-  regions?: Uint32Array;
+  regions: Regions;
 }
 
 export type WorkerError =
@@ -31,7 +28,7 @@ export type WorkerError =
 
 export type FromWorker = { totals: JobTotals } | { error: WorkerError };
 
-function perform({ spec, handles, control, count, regions }: ToWorker): JobTotals {
+function perform({ spec, handles, control, regions }: ToWorker): JobTotals {
   const { chain, ...singles } = handles;
   const files: JobFiles = {};
   for (const role of ['image', 'checksums', 'delta', 'target', 'source'] as const) {
@@ -39,13 +36,12 @@ function perform({ spec, handles, control, count, regions }: ToWorker): JobTotal
     if (handle !== undefined) files[role] = new PageFile(handle);
   }
   if (chain !== undefined) files.chain = chain.map((handle) => new PageFile(handle));
-  const job = startJob(spec, files);
-  const regionAt = (index: number): number => (regions === undefined ? index : (regions[index] ?? 0));
+  const job = startJob(spec, files, regions);
+  const count = countOf(regions);
   while (Atomics.load(control, 2) === 0) {
     const at = Atomics.add(control, 0, 1);
     if (at >= count) break;
-    tellAhead(job.ahead, at, count, regionAt);
-    job.run(regionAt(at));
+    job.run(at);
     Atomics.add(control, 1, 1);
   }
   return job.totals;

@@ -8,8 +8,7 @@ import { availableParallelism } from 'node:os';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import { CowbirdError, messageOf } from '../sys/errors.js';
-import { addTotals, type JobSpec, startJob } from './jobs.js';
-import { tellAhead } from './jobs-ahead.js';
+import { addTotals, countOf, type JobSpec, type Regions, startJob } from './jobs.js';
 import { emptyTotals, type JobFiles, type JobTotals } from './jobs-common.js';
 import type { FromWorker, JobHandles, ToWorker } from './region-worker.js';
 
@@ -19,13 +18,8 @@ export interface RunOptions {
   onProgress?: ((doneRegions: number, regions: number) => void) | undefined;
 }
 
-/** Runs a job over regions `0` to `regions - 1`, or those listed. */
-export type RunJob = (
-  spec: JobSpec,
-  files: JobFiles,
-  regions: number | Uint32Array,
-  options?: RunOptions,
-) => Promise<JobTotals>;
+/** Runs a job over regions. */
+export type RunJob = (spec: JobSpec, files: JobFiles, regions: Regions, options?: RunOptions) => Promise<JobTotals>;
 
 const REPORT_EVERY_MS = 100;
 /** Below this a worker costs more than it saves. */
@@ -34,14 +28,12 @@ const WORKERS_MAX = 4;
 
 /** @throws {CowbirdError} EINTR when the signal was aborted; whatever the job throws. */
 export const runInThisThread: RunJob = async (spec, files, regions, options = {}) => {
-  const job = startJob(spec, files);
-  const count = typeof regions === 'number' ? regions : regions.length;
-  const regionAt = (index: number): number => (typeof regions === 'number' ? index : (regions[index] ?? 0));
+  const job = startJob(spec, files, regions);
+  const count = countOf(regions);
   let reportedMs = Date.now();
   for (let at = 0; at < count; at++) {
     requireGoingOn(options.signal);
-    tellAhead(job.ahead, at, count, regionAt);
-    job.run(regionAt(at));
+    job.run(at);
     if (Date.now() - reportedMs < REPORT_EVERY_MS) continue;
     reportedMs = Date.now();
     options.onProgress?.(at + 1, count);
@@ -71,7 +63,7 @@ export class WorkerPool {
 
   /** Runs a job in the pool's threads; small ones, and those on files that only this thread has, here. */
   readonly run: RunJob = async (spec, files, regions, options = {}) => {
-    const count = typeof regions === 'number' ? regions : regions.length;
+    const count = countOf(regions);
     const handles = handlesOf(files);
     if (count < WORKER_REGIONS_MIN || handles === undefined) return runInThisThread(spec, files, regions, options);
     requireGoingOn(options.signal);
@@ -80,7 +72,7 @@ export class WorkerPool {
     while (this.#workers.length < wanted) this.#workers.push(startWorker());
     // Next region, regions done, and whether to stop.
     const control = new Int32Array(new SharedArrayBuffer(12));
-    const message: ToWorker = { spec, handles, control, count, ...(typeof regions === 'number' ? {} : { regions }) };
+    const message: ToWorker = { spec, handles, control, regions };
     const stop = (): void => void Atomics.store(control, 2, 1);
     options.signal?.addEventListener('abort', stop);
     const timer = setInterval(() => options.onProgress?.(Atomics.load(control, 1), count), REPORT_EVERY_MS);
