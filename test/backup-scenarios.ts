@@ -1,6 +1,6 @@
 /** What the tests of backups share: busy volumes, versions with the digest of their snapshot, file systems that are checked. */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { closeSync, constants, mkdirSync, openSync, readdirSync, writeSync } from 'node:fs';
 import { join, resolve } from 'node:path';
@@ -121,14 +121,18 @@ export async function killBackups(t: TestContext, lab: Lab, kills: number): Prom
   const startedMs = Date.now();
   await run(COWBIRD, 'versions', repository);
   const leastMs = Date.now() - startedMs;
-  await wholeBackup(lab, node, repository);
+  const start = (): { child: ChildProcess; ended: Promise<void> } => {
+    const child = spawn(COWBIRD, ['backup', node, repository, '--whole'], { stdio: 'ignore', env: lab.env });
+    return { child, ended: new Promise<void>((done) => child.once('close', () => done())) };
+  };
+  const begunMs = Date.now();
+  await start().ended;
   // On a busy machine the early moments are tried more often than the late ones.
-  const usualMs = Math.min(Date.now() - startedMs - leastMs, 2_000);
+  const usualMs = Math.min(Date.now() - begunMs - leastMs, 2_000);
   const digests = new Map<number, string>();
   let cutOff = 0;
   for (let kill = 1; kill <= kills; kill++) {
-    const child = spawn(COWBIRD, ['backup', node, repository, '--whole'], { stdio: 'ignore', env: lab.env });
-    const ended = new Promise<void>((done) => child.once('close', () => done()));
+    const { child, ended } = start();
     await Promise.race([ended, pause(leastMs + Math.random() * usualMs)]);
     if (child.exitCode === null) cutOff++;
     child.kill('SIGKILL');
