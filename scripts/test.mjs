@@ -5,6 +5,7 @@
  *
  * On a signal Node's runner sends SIGTERM to its test files and ends at once, while they are still unmounting. So all of them are
  * in a process group of their own, away from the terminal: only the runner gets the signal, and the whole group is waited for.
+ * What a run that was killed outright left is cleared away by the next (`test/leftovers.ts`).
  */
 import { spawn } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, realpathSync, rmSync } from 'node:fs';
@@ -128,6 +129,7 @@ async function runGroups(groups, nodeArgs) {
   try {
     giveBack = await takeLock(TEST_LOCK, () => run.throwIfInterrupted());
     for (const [i, { files, concurrency, timeoutMs, isTogether }] of groups.entries()) {
+      hasFailed ||= (await run.node([join(DIST, 'test', 'leftovers.js')])) !== 0;
       const args = [
         '--test',
         `--test-concurrency=${concurrency}`,

@@ -45,7 +45,7 @@ export async function traces(lab: Lab): Promise<string[]> {
 }
 
 /** Ends the daemon of a lab as a power failure would: keeper and engine at once, no word to either. */
-export async function crash(lab: Lab): Promise<void> {
+export async function crash(lab: Pick<Lab, 'client'>): Promise<void> {
   const status = await cowbird.daemonStatus(lab.client);
   if (status === undefined) throw new Error('the daemon runs');
   const pids = [status.keeperPid, ...(status.enginePid === null ? [] : [status.enginePid])];

@@ -66,7 +66,10 @@ export async function until(what: string, isSo: () => Promise<boolean> | boolean
 const labs = new Set<Lab>();
 let labCount = 0;
 
-const LOCK_PATH = join(tmpdir(), 'cowbird-test.lock');
+/** How the folders of laboratories begin; `leftovers.ts` clears away those of runs that were killed. */
+export const LAB_PREFIX = join(realpathSync(tmpdir()), 'cowbird-lab-');
+/** Held by each process that has a laboratory. */
+export const LOCK_PATH = join(tmpdir(), 'cowbird-test.lock');
 const LOCK_LOOK_MS = 50;
 let hasTurn = false;
 
@@ -89,7 +92,7 @@ process.once('SIGTERM', () => {
 });
 
 export class Lab {
-  readonly folder = realpathSync(mkdtempSync(join(tmpdir(), 'cowbird-test-')));
+  readonly folder = mkdtempSync(LAB_PREFIX);
   readonly env: NodeJS.ProcessEnv;
   readonly client: { env: NodeJS.ProcessEnv };
   /** Ends the names of its volumes: several test files, and several tests of one, run at a time. */
