@@ -80,8 +80,9 @@ function placesOf({ sizeBytes, savedBlocks }: Pick<DeltaFacts, 'sizeBytes' | 'sa
   return { zeroPlace, endPlace, checksumsAt, footerAt, lengthBytes: footerAt + FOOTER_BYTES };
 }
 
-/** Where the index entries of a region are. */
-export function sliceOffset(region: number): number {
+/** Where the index entries of a region are. One that the delta's version does not have would lie on saved blocks. */
+export function sliceOffset({ sizeBytes }: Pick<DeltaShape, 'sizeBytes'>, region: number): number {
+  assert(region < regionCount(sizeBytes), `region ${region} is one of a version of ${sizeBytes} bytes`);
   return HEADER_SIZE_BYTES + region * SLICE_BYTES;
 }
 
@@ -240,8 +241,9 @@ export function regionEntries(
 ): Uint32Array | undefined {
   if (region >= regionCount(shape.sizeBytes)) return undefined;
   const bytes = scratch.subarray(0, SLICE_BYTES);
-  if (file.pread(bytes, sliceOffset(region)) !== SLICE_BYTES)
-    throw new CowFormatError('ECOWTRUNCATED', 'index', sliceOffset(region), 'the entries of a region');
+  const offset = sliceOffset(shape, region);
+  if (file.pread(bytes, offset) !== SLICE_BYTES)
+    throw new CowFormatError('ECOWTRUNCATED', 'index', offset, 'the entries of a region');
   if (isZero(bytes)) return undefined;
   const bounds = { indexOnly: false, firstPlace: shape.zeroPlace, endPlace: shape.endPlace };
   return decodeEntries(bytes, bounds, region * REGION_BLOCKS);

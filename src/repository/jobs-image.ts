@@ -66,7 +66,7 @@ export function saveJob(spec: SaveSpec, context: JobContext): RegionTask {
       delta.pwrite(packedChecksums.subarray(0, saved * CHECKSUM_BYTES), checksumOffset(spec.shape, place));
       totals.bytesWritten += saved * BLOCK_SIZE_BYTES;
     }
-    delta.pwrite(encodeEntries(entries, scratch.entries), sliceOffset(region));
+    delta.pwrite(encodeEntries(entries, scratch.entries), sliceOffset(spec.shape, region));
   };
 }
 

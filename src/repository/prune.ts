@@ -31,7 +31,7 @@ import {
   sliceOffset,
 } from './delta.js';
 import { readPadded, type WritableFile } from './files.js';
-import { blocksInRegion, deltaName, HISTORY, REGION_BLOCKS } from './layout.js';
+import { blocksInRegion, deltaName, HISTORY, REGION_BLOCKS, regionCount } from './layout.js';
 import type { ManifestData, VersionRecord } from './manifest.js';
 import type { Repository } from './repository.js';
 import { requireGoingOn } from './runner.js';
@@ -130,9 +130,7 @@ async function merge(
   };
   try {
     const chain = [before, ...run.dropped].map((version) => openListed(files, manifest, version, open));
-    const regions = [...new Set(chain.flatMap((delta) => [...regionsOf(delta.file, shapeOf(delta))]))].sort(
-      (a, b) => a - b,
-    );
+    const regions = regionsWithin(chain, before.sizeBytes);
     const facts = await countMerged(chain, regions, before, run.after, manifest, options);
     requireSpace(repository, facts);
     const merged = open(`${deltaName(before.number)}.new`, 'create');
@@ -148,6 +146,18 @@ async function merge(
   } finally {
     for (const file of opened) file.close();
   }
+}
+
+/**
+ * The regions of which the merged delta has something, ascending. A later version may have grown: what it has beyond the end of the
+ * one before has no place in that one's index, and where the place would be lie saved blocks.
+ */
+function regionsWithin(chain: readonly Delta[], sizeBytes: number): number[] {
+  const end = regionCount(sizeBytes);
+  const regions = new Set<number>();
+  for (const delta of chain)
+    for (const region of regionsOf(delta.file, shapeOf(delta))) if (region < end) regions.add(region);
+  return [...regions].sort((a, b) => a - b);
 }
 
 /** A block of the merged delta and where it comes from. */
@@ -239,7 +249,7 @@ async function writeMerged(
       merged.pwrite(data.subarray(0, saved * BLOCK_SIZE_BYTES), next * BLOCK_SIZE_BYTES);
       merged.pwrite(checksums.subarray(0, saved * CHECKSUM_BYTES), checksumOffset(shape, next));
     }
-    merged.pwrite(encodeEntries(entries), sliceOffset(region));
+    merged.pwrite(encodeEntries(entries), sliceOffset(shape, region));
     next += saved;
     await letSignalsIn(options);
   }
