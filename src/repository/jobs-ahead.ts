@@ -18,11 +18,11 @@ const AHEAD_REGIONS = 32;
 export function aheadOf(spec: JobSpec, files: JobFiles): RegionTask | undefined {
   switch (spec.kind) {
     case 'compare':
-      return spansAhead(files.source, spec.candidates, spec.sizeBytes);
+      return spansAhead(files.source, spec.candidates, spec.sizeBytes, spec.used);
     case 'save':
       return spansAhead(files.image, spec.changed, spec.shape.sizeBytes);
     case 'apply':
-      return spansAhead(files.source, spec.changed, spec.sizeBytes);
+      return spansAhead(files.source, spec.changed, spec.sizeBytes, spec.used);
     default:
       return undefined;
   }
@@ -32,11 +32,13 @@ function spansAhead(
   file: ReadableFile | undefined,
   wanted: Uint8Array | undefined,
   sizeBytes: number,
+  used?: Uint8Array,
 ): RegionTask | undefined {
   if (wanted === undefined || file?.prefetch === undefined) return undefined;
   return (region) => {
     const first = region * REGION_BLOCKS;
-    const isWanted = (block: number): boolean => hasBit(wanted, first + block);
+    const isWanted = (block: number): boolean =>
+      hasBit(wanted, first + block) && (used === undefined || hasBit(used, first + block));
     for (const { start, end } of spansOf(blocksInRegion(region, sizeBytes), isWanted, TOLD_GAP_BLOCKS))
       file.prefetch?.((first + start) * BLOCK_SIZE_BYTES, (end - start) * BLOCK_SIZE_BYTES);
   };

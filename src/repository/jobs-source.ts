@@ -43,7 +43,7 @@ export function copyJob(spec: CopySpec, context: JobContext): RegionTask {
   const checksums = needed(context.files.checksums, 'checksums');
   return (region) => {
     const count = blocksInRegion(region, spec.sizeBytes);
-    if (!readRegion(spec, context, region, [{ start: 0, end: count }])) return;
+    if (!readRegion(spec, context, region, [{ start: 0, end: count }], () => true)) return;
     if (isZero(scratch.data.subarray(0, count * BLOCK_SIZE_BYTES))) return;
     checksumsOf(scratch.data, count, scratch.page);
     for (const span of spansOf(count, (block) => !isZeroChecksum(scratch.page, block)))
@@ -59,6 +59,8 @@ export interface CompareSpec extends SourceSpec {
   oldSizeBytes: number;
   /** Blocks that may differ, where that is known for sure; the others are not read. Undefined: all may. */
   candidates: Uint8Array | undefined;
+  /** The source has nothing but the candidates: no other block of the image can be healed from it. */
+  holdsOnlyCandidates: boolean;
   /** Set: differs from the version, goes into its delta and into the image. */
   changed: Uint8Array;
   /** Set: the image is not what its version was; the source is. Undefined: the image is trusted, and not read. */
@@ -88,6 +90,8 @@ export function compareJob(spec: CompareSpec, context: JobContext): RegionTask {
       const isSound = sameChecksum(oldPage, block, heldPage, block);
       if (!isSound && block < oldCount) totals.damagedBlocks.push(region * REGION_BLOCKS + block);
       if (isSame && isSound) continue;
+      // Nobody has what it was.
+      if (isSame && spec.holdsOnlyCandidates && !isCandidate(spec, region, block)) continue;
       const isHole = isZeroChecksum(heldPage, block);
       if (isHole && !isZeroChecksum(newPage, block)) totals.growthBlocks++;
       if (isSame && spec.heal !== undefined) setBit(spec.heal, region * REGION_BLOCKS + block);
@@ -107,7 +111,7 @@ function readNewPage(spec: CompareSpec, context: JobContext, region: number, cou
   const spans = spansOf(count, isRead, TOLD_GAP_BLOCKS);
   oldPage.copy(newPage);
   newPage.fill(0, count * CHECKSUM_BYTES);
-  if (readRegion(spec, context, region, spans)) checksumsWhere(data, count, newPage, isRead);
+  if (readRegion(spec, context, region, spans, isRead)) checksumsWhere(data, count, newPage, isRead);
   else for (let block = 0; block < count; block++) if (isRead(block)) putZeroChecksum(newPage, block);
   for (const block of badBlocks.slice(bad)) {
     const at = (block % REGION_BLOCKS) * CHECKSUM_BYTES;
@@ -154,7 +158,7 @@ export function applyJob(spec: ApplySpec, context: JobContext): RegionTask {
     const spans = spansOf(count, isChosen, TOLD_GAP_BLOCKS);
     if (spans.length === 0) return;
     const bad = totals.badBlocks.length;
-    if (!readRegion(spec, context, region, spans)) scratch.data.fill(0);
+    if (!readRegion(spec, context, region, spans, isChosen)) scratch.data.fill(0);
     const unread = new Set(totals.badBlocks.slice(bad).map((block) => block - first));
     const { page } = scratch;
     readPage(checksums, region, page);
@@ -187,41 +191,41 @@ function sourceChanges(offset: number): CowbirdError {
 
 /**
  * Reads spans of a region of the source to their places in `scratch.data`, zeros beyond its end; what lies between them there is
- * of another region. Returns false, with nothing read, where the whole region is a hole or unused.
+ * of another region. Of the blocks in a span those count that are `wanted`: another one, read because it lies between them, may be one
+ * that cannot be read. Returns false, with nothing read, where the whole region is a hole or unused.
  */
 export function readRegion(
   spec: SourceSpec,
   { files, scratch, totals }: JobContext,
   region: number,
   spans: readonly { start: number; end: number }[],
+  wanted: (block: number) => boolean,
 ): boolean {
   const source = needed(files.source, 'source');
   const { used } = spec;
   const offset = region * REGION_BYTES;
   const lengthBytes = bytesInRegion(region, spec.sizeBytes);
   if (source.nextData(offset, offset + lengthBytes) >= offset + lengthBytes) return false;
-  const wanted = spans.flatMap((span) => {
+  const isUsed = (block: number): boolean => used === undefined || hasBit(used, region * REGION_BLOCKS + block);
+  const reads = spans.flatMap((span) => {
     if (used === undefined) return [span];
-    const isUsed = (at: number): boolean => hasBit(used, region * REGION_BLOCKS + span.start + at);
-    return spansOf(span.end - span.start, isUsed, GAP_BLOCKS).map(({ start, end }) => ({
-      start: span.start + start,
-      end: span.start + end,
-    }));
+    const within = spansOf(span.end - span.start, (at) => isUsed(span.start + at), GAP_BLOCKS);
+    return within.map(({ start, end }) => ({ start: span.start + start, end: span.start + end }));
   });
-  if (wanted.length === 0) return false;
-  const isWhole = wanted.length === 1 && (wanted[0]?.end ?? 0) - (wanted[0]?.start ?? 0) === REGION_BLOCKS;
+  if (reads.length === 0) return false;
+  const isWhole = reads.length === 1 && (reads[0]?.end ?? 0) - (reads[0]?.start ?? 0) === REGION_BLOCKS;
   if (!isWhole || lengthBytes < REGION_BYTES) fillSpans(scratch.data, spans);
-  for (const { start, end } of wanted) {
+  const counts = (block: number): boolean => isUsed(block) && wanted(block);
+  for (const { start, end } of reads) {
     const from = start * BLOCK_SIZE_BYTES;
     const to = Math.min(end * BLOCK_SIZE_BYTES, lengthBytes);
-    readSpan(spec, source, scratch.data.subarray(0, end * BLOCK_SIZE_BYTES), { offset, from, to }, totals);
+    readSpan(spec, source, scratch.data.subarray(0, end * BLOCK_SIZE_BYTES), { offset, from, to, counts }, totals);
     totals.bytesRead += to - from;
   }
   if (used !== undefined) {
     // Read only because it lies between blocks that are used.
-    for (const { start, end } of wanted)
-      for (let block = start; block < end; block++)
-        if (!hasBit(used, region * REGION_BLOCKS + block)) blockAt(scratch.data, block).fill(0);
+    for (const { start, end } of reads)
+      for (let block = start; block < end; block++) if (!isUsed(block)) blockAt(scratch.data, block).fill(0);
   }
   return true;
 }
@@ -234,7 +238,7 @@ function readSpan(
   spec: SourceSpec,
   source: { pread(bytes: Uint8Array, offset: number): number },
   data: Buffer,
-  { offset, from, to }: { offset: number; from: number; to: number },
+  { offset, from, to, counts }: { offset: number; from: number; to: number; counts: (block: number) => boolean },
   totals: { badBlocks: number[] },
 ): void {
   try {
@@ -253,7 +257,9 @@ function readSpan(
     // One bad block must not take its neighbours with it: each on its own.
     for (let at = from; at < to; at += BLOCK_SIZE_BYTES) {
       const piece = data.subarray(0, at + BLOCK_SIZE_BYTES);
-      readSpan(spec, source, piece, { offset, from: at, to: Math.min(at + BLOCK_SIZE_BYTES, to) }, totals);
+      if (counts(at / BLOCK_SIZE_BYTES))
+        readSpan(spec, source, piece, { offset, from: at, to: Math.min(at + BLOCK_SIZE_BYTES, to), counts }, totals);
+      else piece.fill(0, at);
     }
   }
 }

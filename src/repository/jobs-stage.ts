@@ -34,7 +34,7 @@ export function stageJob(spec: StageSpec, context: JobContext): RegionTask {
     if (spans.length === 0) return;
     const { page: oldPage, otherPage: newPage } = scratch;
     const bad = totals.badBlocks.length;
-    if (!readRegion(spec, context, region, spans)) scratch.data.fill(0);
+    if (!readRegion(spec, context, region, spans, isRead)) scratch.data.fill(0);
     const unread = new Set(totals.badBlocks.slice(bad).map((block) => block - first));
     checksumsWhere(scratch.data, count, newPage, isRead);
     readPage(checksums, region, oldPage);

@@ -46,6 +46,7 @@ export async function compare(
     oldSizeBytes: newest.sizeBytes,
     skipBadBlocks: options.skipBadBlocks,
     used: usedOf(source, options),
+    holdsOnlyCandidates: source.holdsOnlyCandidates === true,
     candidates: checkImage && source.holdsOnlyCandidates !== true ? undefined : source.candidates,
     changed,
     heal,

@@ -8,8 +8,9 @@ import { CowbirdError } from '../sys/errors.js';
 import { makeBits, setBit } from './bits.js';
 import { changesBetween } from './changes.js';
 import { openDelta } from './delta.js';
-import { IMAGE, MANIFEST, MANIFEST_COPY } from './layout.js';
+import { IMAGE, MANIFEST, MANIFEST_COPY, REGION_BYTES } from './layout.js';
 import { decodeManifest, encodeManifest } from './manifest.js';
+import { pruneVersions } from './prune.js';
 import { Repository, versionRecord } from './repository.js';
 import { keptVersions } from './retention.js';
 import { runInThisThread } from './runner.js';
@@ -62,20 +63,25 @@ describe(`a repository (COWBIRD_SEED=${SEED})`, () => {
     const { disk: start, versions } = await diskWith(2, SEED);
     const next = changed(versions.get(2) ?? Buffer.alloc(0), randomFrom(SEED + 3), 8);
     const both = [versions, new Map([...versions, [3, next]])];
+    const outcomes = new Set<boolean>();
     for (let failAt = 1; ; failAt++) {
       const disk = start.copy();
       disk.failAt = failAt;
       const files = new SimulatedFiles(disk);
       const failed = await backUp(files, next).then(
-        () => undefined,
+        ({ afterwards }) => assert.ok(disk.effects < failAt || afterwards !== undefined, 'the failure is told'),
         (error: unknown) => error,
       );
       if (disk.effects < failAt) break;
-      assert.ok(failed instanceof Error, `effect ${failAt}: the failure is told`);
-      await expectOneOf(files, both, `failure at effect ${failAt}`);
+      // What fails behind the commit takes nothing back: then there is a version, and a word of the failure.
+      const isMade = failed === undefined;
+      const found = await expectOneOf(files, both, `failure at effect ${failAt}`);
+      assert.equal(found.has(3), isMade, `effect ${failAt}: there is no version after a failure`);
+      outcomes.add(isMade);
       disk.reboot(randomFrom(failAt));
       await expectOneOf(files, both, `failure at effect ${failAt}, and a power cut`);
     }
+    assert.equal(outcomes.size, 2, 'some failures came before the commit, some behind it');
   });
 
   it('finds a flipped bit anywhere, and names the versions that are still whole', async () => {
@@ -179,6 +185,18 @@ describe(`a repository (COWBIRD_SEED=${SEED})`, () => {
     await expectOneOf(files, [new Map([...versions, [3, newest]])], 'healed');
   });
 
+  it('has nothing of what somebody wrote behind the end of the image, also when the source grows over it', async () => {
+    const { disk, versions } = await diskWith(1, SEED);
+    const files = new SimulatedFiles(disk);
+    const end = blockCount(SIZE_BYTES) * BLOCK_SIZE_BYTES;
+    files.open(IMAGE, 'write').pwrite(Buffer.alloc(3 * BLOCK_SIZE_BYTES, 9), end);
+    const grown = Buffer.alloc(end + 8 * BLOCK_SIZE_BYTES);
+    versions.get(1)?.copy(grown);
+    await backUp(files, grown);
+    assert.ok(readWhole(files, IMAGE).equals(grown));
+    await expectOneOf(files, [new Map([...versions, [2, grown]])], 'grown');
+  });
+
   it('tells that an old version is damaged when what somebody wrote cannot be healed', async () => {
     const { disk, versions } = await diskWith(1, SEED);
     const files = new SimulatedFiles(disk);
@@ -255,6 +273,62 @@ describe(`a repository (COWBIRD_SEED=${SEED})`, () => {
     assert.ok(version.bytesRead < 200_000, `${version.bytesRead} bytes read`);
     assert.equal(version.whole, false);
     await expectOneOf(files, [new Map([...versions, [2, expected]])], 'blocks 2, 3 and 7');
+  });
+
+  it('reads around a bad block that nobody wants, between two that are wanted', async () => {
+    const { disk, versions } = await diskWith(1, SEED);
+    const files = new SimulatedFiles(disk);
+    const bytes = Buffer.from(versions.get(1) ?? Buffer.alloc(0))
+      .fill(3, 20_480, 24_576)
+      .fill(3, 28_672, 32_768);
+    const candidates = makeBits(Math.ceil(SIZE_BYTES / REGION_BYTES));
+    for (const block of [5, 7]) setBit(candidates, block);
+    const repository = await Repository.open(files, 'write');
+    const source = { sizeBytes: SIZE_BYTES, identity: IDENTITY, file: memorySource(bytes, new Set([6])), candidates };
+    const { version } = await createVersion(repository, source, updateOptions());
+    repository.close();
+    assert.deepEqual(version.skipped, []);
+    await expectOneOf(files, [new Map([...versions, [2, bytes]])], 'blocks 5 and 7');
+  });
+
+  it('is whole only when nothing was left out, by it or by the version that it goes on from', async () => {
+    const files = new SimulatedFiles(new SimulatedDisk());
+    const bytes = Buffer.alloc(SIZE_BYTES, 4);
+    const regions = Math.ceil(SIZE_BYTES / REGION_BYTES);
+    const candidates = makeBits(regions);
+    setBit(candidates, 1);
+    const made: boolean[] = [];
+    for (const more of [{ used: makeBits(regions) }, { candidates }, {}, { candidates }]) {
+      const repository = await Repository.open(files, 'write', { mayBegin: true });
+      const source = { sizeBytes: SIZE_BYTES, identity: IDENTITY, file: memorySource(bytes), ...more };
+      made.push((await createVersion(repository, source, updateOptions())).version.whole);
+      repository.close();
+    }
+    assert.deepEqual(made, [false, false, true, true]);
+  });
+
+  it('keeps what is before a version that is dropped, also where that one had grown far beyond', async () => {
+    const disk = new SimulatedDisk();
+    const files = new SimulatedFiles(disk);
+    const random = randomFrom(SEED);
+    // More than a page of the index more: 2 MiB, and what is there lies behind the older one's index.
+    const first = changed(Buffer.alloc(REGION_BYTES), random, 60);
+    const second = changed(first, random, 200, 24 * REGION_BYTES);
+    const third = changed(second, random, 400);
+    for (const bytes of [first, second, third]) await backUp(files, bytes);
+    const repository = await Repository.open(files, 'write');
+    await pruneVersions(repository, [1, 3]);
+    repository.close();
+    await expectOneOf(
+      files,
+      [
+        new Map([
+          [1, first],
+          [3, third],
+        ]),
+      ],
+      'versions 1 and 3',
+    );
   });
 
   it('refuses a smaller source, and a directory that is no repository', async () => {

@@ -99,6 +99,14 @@ export class Repository {
     this.manifest = manifest;
   }
 
+  /** After a failure that was made good: whether a manifest counts by now; it is the one of this repository then. */
+  reread({ series, lastNumber }: ManifestData): boolean {
+    const { manifest } = loadManifest(this.files) ?? {};
+    if (manifest?.series !== series || manifest.lastNumber !== lastNumber) return false;
+    this.manifest = manifest;
+    return true;
+  }
+
   /** Gives the lock back. */
   close(): void {
     this.#lock.release();

@@ -41,6 +41,8 @@ export interface UpdateResult {
   damagedBlocks: number[];
   /** The image was changed by others and was compared block by block. */
   imageWasForeign: boolean;
+  /** The version counts; this is what could not be done after it, in words. */
+  afterwards?: string;
 }
 
 /** A version that is written and durable, and does not count yet. Exactly one of the two is to be called. */
@@ -111,7 +113,10 @@ export async function prepareVersion(
         await confirm();
         return count();
       } catch (error) {
-        throw undo(repository, error);
+        const failure = undo(repository, error);
+        // The manifest is committed first: what failed behind it takes nothing back.
+        if (!repository.reread(next)) throw failure;
+        return { ...result, afterwards: messageOf(failure) };
       }
     };
     const abort = (): void => recover(repository.files);
@@ -134,7 +139,7 @@ function undo(repository: Repository, error: unknown): unknown {
   } catch (second) {
     return new CowbirdError(
       codeOf(errnoOfError(error)),
-      `${messageOf(error)}; and what was begun could not be undone yet (${messageOf(second)}): the next command does that`,
+      `${messageOf(error)}; and what was begun could not be ended yet (${messageOf(second)}): the next command does that`,
       { outcome: 'failed', cause: error },
     );
   }
@@ -184,7 +189,9 @@ async function firstVersion(repository: Repository, source: BackupSource, option
   }
   files.makeFolder(HISTORY);
   files.fsyncFolder('');
-  const version = { ...versionFrom(1, source, options, totals), skipped: rangesOf(totals.badBlocks, sizeBytes) };
+  const isWhole = usedOf(source, options) === undefined;
+  const skipped = rangesOf(totals.badBlocks, sizeBytes);
+  const version = { ...versionFrom(1, isWhole, source, options, totals), skipped };
   const series = randomBytes(16).toString('hex');
   return {
     manifest: { format: FORMAT, series, lastNumber: 1, image: null, versions: [version] },
@@ -241,7 +248,8 @@ async function updateImage(
   const saved = await saveDelta(repository, { image, checksums }, plan, options);
   files.rename(IMAGE, IMAGE_UPDATING);
   files.fsyncFolder('');
-  // Somebody else may have changed its length too.
+  // Somebody else may have changed its length too: what he wrote behind the end must not be there when the source grows.
+  if (image.sizeBytes() > newest.sizeBytes) image.truncate(newest.sizeBytes);
   if (image.sizeBytes() !== source.sizeBytes) image.truncate(source.sizeBytes);
   const checksumBytes = blockCount(source.sizeBytes) * CHECKSUM_BYTES;
   if (checksums.sizeBytes() !== checksumBytes) checksums.truncate(checksumBytes);
@@ -264,8 +272,11 @@ async function updateImage(
   checksums.fsync();
   image.dropCache();
   checksums.dropCache();
+  // Where only what changed was read, the rest is what it was: zeros for unused blocks, if the version before has none of them.
+  const isComplete = given.candidates === undefined || checkImage || newest.whole;
+  const isWhole = usedOf(given, options) === undefined && isComplete;
   const version: VersionRecord = {
-    ...versionFrom(manifest.lastNumber + 1, given, options, plan.totals),
+    ...versionFrom(manifest.lastNumber + 1, isWhole, given, options, plan.totals),
     // What lies aside is the repository's own.
     bytesRead: settled?.bytesRead ?? plan.totals.bytesRead + applied.bytesRead,
     bytesWritten: saved.totals.bytesWritten + applied.bytesWritten,
@@ -290,14 +301,20 @@ async function updateImage(
   };
 }
 
-function versionFrom(number: number, source: BackupSource, options: UpdateOptions, totals: JobTotals): VersionRecord {
+function versionFrom(
+  number: number,
+  whole: boolean,
+  source: BackupSource,
+  options: UpdateOptions,
+  totals: JobTotals,
+): VersionRecord {
   return {
     number,
     time: options.time.toISOString(),
     sizeBytes: source.sizeBytes,
     engine: options.engine,
     reason: options.reason,
-    whole: usedOf(source, options) === undefined,
+    whole,
     skipped: [],
     source: source.identity,
     continuityToken: options.continuityToken ?? null,
