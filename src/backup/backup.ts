@@ -298,7 +298,7 @@ async function dropOld(repository: Repository, made: number, options: BackupOpti
 
 function summaryOf(
   repository: Repository,
-  { version, damagedBlocks, imageWasForeign }: UpdateResult,
+  { version, damagedBlocks, imageWasForeign, afterwards }: UpdateResult,
   dropped: number[],
 ): BackupSummary {
   const warnings = [...repository.warnings];
@@ -311,6 +311,8 @@ function summaryOf(
     warnings.push(
       `${damagedBlocks.length} blocks of the version before were damaged in the repository: \`cowbird verify\` tells which versions are whole`,
     );
+  if (afterwards !== undefined)
+    warnings.push(`the version was made, but not all could be done after it: ${afterwards}`);
   if (skippedBytes > 0)
     warnings.push(`${skippedBytes} bytes could not be read: they are as in the version before, or zeros`);
   const { number, engine, reason, sizeBytes, bytesRead, bytesWritten } = version;

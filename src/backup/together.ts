@@ -89,7 +89,7 @@ export async function backupTogether(
 ): Promise<TogetherSummary> {
   const client = options.client ?? {};
   const cleanups: Cleanups = [];
-  try {
+  const attempt = async (): Promise<TogetherSummary> => {
     const works: Work[] = [];
     for (const pair of pairs) works.push(await lookUp(pair, options));
     refuseTwice('repository', works, ({ path }) => path);
@@ -101,10 +101,26 @@ export async function backupTogether(
     for (const work of byPath) await openRepository(work, options, cleanups);
     const pool = new WorkerPool();
     cleanups.push(() => pool.close());
-    return await makeVersions(works, pool, options, cleanups);
-  } finally {
-    for (const undo of cleanups.reverse()) await undo();
+    return makeVersions(works, pool, options, cleanups);
+  };
+  const [outcome] = await Promise.allSettled([attempt()]);
+  const problems = await undoAll(cleanups);
+  if (outcome.status === 'rejected') throw outcome.reason;
+  if (problems.length > 0) throw problems[0];
+  return outcome.value;
+}
+
+/** Every one of them, whatever becomes of the others. Returns what failed. */
+async function undoAll(cleanups: Cleanups): Promise<unknown[]> {
+  const problems: unknown[] = [];
+  for (const undo of cleanups.reverse()) {
+    try {
+      await undo();
+    } catch (error) {
+      problems.push(error);
+    }
   }
+  return problems;
 }
 
 async function lookUp(pair: BackupPair, options: BackupOptions): Promise<Work> {
