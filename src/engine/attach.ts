@@ -7,13 +7,14 @@
 import { mkdirSync, readFileSync, realpathSync, renameSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { basename, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { VOLUME_NAME } from '../sys/checks.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { MAX_WORKERS } from '../tracer/layout.js';
 import { currentRequestId, type EngineContext, refuseForeignLink, undoing, withHelper } from './context.js';
-import { closeDevice, isWhole, openDevice, restoreLinks } from './devices.js';
+import { closeDevice, isWhole, LOOK_AGAIN_MS, openDevice, restoreLinks, VISITORS_WAIT_MS } from './devices.js';
 import { failPoint } from './fail-points.js';
 import { findVolume, refuseInUse, refuseOwnFiles, refuseSecondUse } from './lookup.js';
 import type { SavedVolume, VolumeRecord } from './records.js';
@@ -149,18 +150,31 @@ export async function detachVolume(context: EngineContext, reference: string): P
     );
   }
   await refuseInUse(device.node);
-  await withHelper(context, (helper) => helper.call('probeExclusive', { node: device.node })).catch(
-    (error: unknown) => {
-      if (errnoOfError(error) === EBUSY)
-        throw new CowbirdError(
-          'EBUSY',
-          `${device.node} is claimed by the kernel (a file system, swap, or a device on top of it)`,
-        );
-      throw error;
-    },
-  );
+  await refuseClaimed(context, device.node);
   await removeVolume(context, volume, true);
   return name;
+}
+
+/**
+ * EBUSY when the kernel itself has a node. Waits up to 2 s: what was mounted in a mount namespace is unmounted only some time after the
+ * namespace's last process has ended, and nobody's list of mounts has it in between.
+ */
+async function refuseClaimed(context: EngineContext, node: string): Promise<void> {
+  const deadline = performance.now() + VISITORS_WAIT_MS;
+  for (;;) {
+    try {
+      await withHelper(context, (helper) => helper.call('probeExclusive', { node }));
+      return;
+    } catch (error) {
+      if (errnoOfError(error) !== EBUSY) throw error;
+      if (performance.now() > deadline)
+        throw new CowbirdError(
+          'EBUSY',
+          `${node} is claimed by the kernel (a file system, swap, or a device on top of it)`,
+        );
+    }
+    await sleep(LOOK_AGAIN_MS);
+  }
 }
 
 /**
