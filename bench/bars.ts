@@ -200,7 +200,7 @@ function judgeMemory(results: Results): Judged[] {
 
 function judgeBackup({ backup }: Results): Judged[] {
   if (backup === undefined) return [];
-  const { full, next, verify } = backup;
+  const { full, fromMemory, next, nextInRuns, verify } = backup;
   const judged = (text: string, bound: number, ratios: number[]): Judged => {
     return { text, spread: spreadOf(ratios), bound, kind: 'atLeast', unit: '' };
   };
@@ -211,12 +211,22 @@ function judgeBackup({ backup }: Results): Judged[] {
       full.map(({ cowbirdMs, ddMs }) => ddMs / cowbirdMs),
     ),
     judged(
+      'first backup / dd bs=1M, half-full volume on a tmpfs',
+      1.6,
+      fromMemory.full.map(({ cowbirdMs, ddMs }) => ddMs / cowbirdMs),
+    ),
+    judged(
       'first backup --whole / dd bs=1M',
       0.95,
       full.map(({ cowbirdWholeMs, ddMs }) => ddMs / cowbirdWholeMs),
     ),
     judged(
-      'backup of 1 % changed, cold / dd bs=1M',
+      'backup of 1 % changed in runs of 1 MiB, cold / dd bs=1M',
+      20,
+      nextInRuns.map(({ cowbirdMs, ddMs }) => ddMs / cowbirdMs),
+    ),
+    judged(
+      'backup of 1 % changed in blocks of 4 KiB at random, cold / dd bs=1M',
       20,
       next.map(({ cowbirdMs, ddMs }) => ddMs / cowbirdMs),
     ),

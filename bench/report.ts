@@ -164,17 +164,29 @@ function updateSection(results: Results): string[] {
 
 function backupSection({ backup }: Results): string[] {
   if (backup === undefined) return [];
-  const { full, next, verify, sizes } = backup;
+  const { full, fromMemory, next, nextInRuns, verify, sizes } = backup;
   const ms = (values: Array<number | null>): string => {
     const measured = values.filter((value) => value !== null);
     return measured.length === 0 ? 'not installed' : `${round(median(measured), 0)} ms`;
   };
   const speed = backup.verifiedBytes / 1e6 / median(verify.map(({ verifyMs }) => verifyMs));
+  const first = (name: string, rounds: typeof full): Row[] => [
+    [name, ms(rounds.map((one) => one.cowbirdMs)), `dd ${ms(rounds.map((one) => one.ddMs))}`],
+    [`${name}, --whole`, ms(rounds.map((one) => one.cowbirdWholeMs)), `dd ${ms(rounds.map((one) => one.ddMs))}`],
+  ];
   const rows: Row[] = [
-    ['first backup', ms(full.map((one) => one.cowbirdMs)), `dd ${ms(full.map((one) => one.ddMs))}`],
-    ['first backup --whole', ms(full.map((one) => one.cowbirdWholeMs)), `dd ${ms(full.map((one) => one.ddMs))}`],
+    ...first('first backup', full),
+    ...first(
+      `first backup of ${fromMemory.dataMib} MiB in ${fromMemory.volumeMib}, the volume on a tmpfs`,
+      fromMemory.full,
+    ),
     [
-      'backup of 1 % changed',
+      'backup of 1 % changed, in runs of 1 MiB',
+      ms(nextInRuns.map((one) => one.cowbirdMs)),
+      `dd ${ms(nextInRuns.map((one) => one.ddMs))}`,
+    ],
+    [
+      'backup of 1 % changed, 4 KiB at random',
       ms(next.map((one) => one.cowbirdMs)),
       `dd ${ms(next.map((one) => one.ddMs))}; rsync --inplace --no-whole-file ${ms(next.map((one) => one.rsyncMs))}; qemu-img convert ${ms(next.map((one) => one.qemuMs))}`,
     ],

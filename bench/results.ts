@@ -111,11 +111,15 @@ const Times = v.object({
 });
 export type TimesResult = v.InferOutput<typeof Times>;
 
+const Full = v.array(v.object({ cowbirdMs: v.number(), cowbirdWholeMs: v.number(), ddMs: v.number() }));
+
 const Backup = v.object({
   ...Head,
   volumeMib: v.number(),
   dataMib: v.number(),
-  full: v.array(v.object({ cowbirdMs: v.number(), cowbirdWholeMs: v.number(), ddMs: v.number() })),
+  full: Full,
+  fromMemory: v.object({ volumeMib: v.number(), dataMib: v.number(), full: Full }),
+  nextInRuns: v.array(v.object({ cowbirdMs: v.number(), ddMs: v.number() })),
   next: v.array(v.object({ cowbirdMs: v.number(), ddMs: v.number(), rsyncMs: Figure, qemuMs: Figure })),
   verify: v.array(v.object({ verifyMs: v.number(), catMs: v.number() })),
   verifiedBytes: v.number(),

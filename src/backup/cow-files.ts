@@ -95,6 +95,12 @@ function isOnVolume({ root }: CowPlaces, path: string): boolean {
   return root !== undefined && dirname(path) === resolve(root);
 }
 
+/** A COW file in use, where it is in the root of the volume's own file system. */
+export function ownCowFile(places: CowPlaces, path: string): { name: string; inode: number } | undefined {
+  const stats = isOnVolume(places, path) ? lstatSync(path, { throwIfNoEntry: false }) : undefined;
+  return stats === undefined ? undefined : { name: basename(path), inode: stats.ino };
+}
+
 function storeFor(sizeBytes: number, savedBytes: number): number {
   return dataOffsetBytes(blockCount(sizeBytes)) + Math.min(savedBytes, sizeBytes);
 }

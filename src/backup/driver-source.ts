@@ -13,7 +13,7 @@ import type { VersionRecord } from '../repository/manifest.js';
 import type { BackupSource } from '../repository/source.js';
 import { assert, CowbirdError, messageOf } from '../sys/errors.js';
 import { PageFile } from '../sys/page-file.js';
-import { addRanges, changedBetween, type Sequence } from './cow-files.js';
+import { addRanges, changedBetween, ownCowFile, type Sequence } from './cow-files.js';
 import { fsTypeOf, usedBlocks } from './free-blocks.js';
 import {
   endSnapshot,
@@ -111,7 +111,7 @@ async function openSnapshot(
     // From here on it cannot be destroyed; before that somebody else may have been faster.
     await requireSnapshot(taken, client);
     const listed = listChanges(request, taken);
-    const { used, warnings } = await usedOrAll(request, node, file);
+    const { used, warnings } = await usedOrAll(request, taken, node, file);
     const source: BackupSource = {
       sizeBytes: file.sizeBytes(),
       identity: request.attached.identity,
@@ -136,7 +136,8 @@ function withoutDevice(minor: number): CowbirdError {
 
 /** The used blocks, or why all are copied. */
 async function usedOrAll(
-  { attached, whole }: DriverRequest,
+  { attached, places, whole }: DriverRequest,
+  { cowFile }: TakenSnapshot,
   node: string,
   file: PageFile,
 ): Promise<{ used: Uint8Array | undefined; warnings: string[] }> {
@@ -149,7 +150,7 @@ async function usedOrAll(
   });
   if (fsType === undefined || !isMounted) return all(`which these are is not known of ${signature.name}`);
   try {
-    return { used: await usedBlocks(node, fsType, file, file.sizeBytes()), warnings: [] };
+    return { used: await usedBlocks(node, fsType, file, file.sizeBytes(), ownCowFile(places, cowFile)), warnings: [] };
   } catch (error) {
     return all(messageOf(error));
   }

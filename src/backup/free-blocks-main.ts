@@ -1,13 +1,16 @@
 /**
- * A process of its own that mounts a snapshot where nobody sees it, and lists the blocks that its file system does not use:
- * `free-blocks-main NODE FSTYPE BYTES`, the list being a bitmap in the file of descriptor 3.
+ * A process of its own that mounts a snapshot where nobody sees it, and lists the blocks that its file system does not use, and those
+ * of the snapshot's own COW file, which read as zeros: `free-blocks-main NODE FSTYPE BYTES [NAME INODE]`, the list being a bitmap in
+ * the file of descriptor 3.
  *
  * A mount may hang, and must end with its maker: so it is not made in the command itself. It covers a directory that there is
  * on every machine, in this process's own view: whoever is killed, and when, no directory is left.
  */
-import { closeSync, fstatSync, openSync, realpathSync, writeSync } from 'node:fs';
+import { closeSync, fstatSync, lstatSync, openSync, realpathSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
+import { FIEMAP_EXTENT, fileExtents } from '../sys/fsfile.js';
 import { freeRanges } from '../sys/fsmap.js';
 import * as libc from '../sys/libc.js';
 import { ownMounts } from '../sys/mounts.js';
@@ -17,6 +20,8 @@ const MS_RDONLY = 1;
 const MS_NOSUID_NODEV_NOEXEC = 14;
 const MS_REC_PRIVATE = 0x44000;
 const BITMAP_FD = 3;
+/** Extents whose address is none of the device's. */
+const NO_ADDRESS = FIEMAP_EXTENT.UNKNOWN | FIEMAP_EXTENT.DELALLOC | FIEMAP_EXTENT.ENCODED | FIEMAP_EXTENT.DATA_INLINE;
 const BITS = 8;
 
 /** Sets the bits of blocks that lie in a free range as a whole. */
@@ -31,6 +36,26 @@ function putRange(bitmap: Buffer, offset: number, lengthBytes: number): void {
   }
 }
 
+/**
+ * The COW file as it was at T0, when the whole of it was allocated: these blocks are the driver's, and the snapshot has zeros there.
+ * A file of that name that is another one is none.
+ */
+function putCowFile(bitmap: Buffer, path: string, inode: number): void {
+  const stats = lstatSync(path, { throwIfNoEntry: false });
+  if (stats?.isFile() !== true || stats.ino !== inode) return;
+  const fd = openSync(path, 'r');
+  try {
+    // A last part of a block is none of the store's.
+    const storeBytes = Math.floor(stats.size / BLOCK_SIZE_BYTES) * BLOCK_SIZE_BYTES;
+    for (const { logicalBytes, physicalBytes, lengthBytes, flags } of fileExtents(fd, storeBytes)) {
+      const isAtAddress = (flags & NO_ADDRESS) === 0;
+      if (isAtAddress) putRange(bitmap, physicalBytes, Math.min(lengthBytes, storeBytes - logicalBytes));
+    }
+  } finally {
+    closeSync(fd);
+  }
+}
+
 /** A file system that somebody unmounts meanwhile must not stay mounted because of this namespace. */
 function leaveOthers(mountPoint: string): void {
   for (const other of ownMounts().reverse()) {
@@ -39,7 +64,7 @@ function leaveOthers(mountPoint: string): void {
   }
 }
 
-function main([node = '', fsType = '', bitmapBytes = '0']: string[]): void {
+function main([node = '', fsType = '', bitmapBytes = '0', cowName, inode]: string[]): void {
   const mountPoint = realpathSync(tmpdir());
   libc.unshareMounts();
   libc.mount('none', '/', '', MS_REC_PRIVATE, '');
@@ -53,6 +78,7 @@ function main([node = '', fsType = '', bitmapBytes = '0']: string[]): void {
     } finally {
       closeSync(fd);
     }
+    if (cowName !== undefined) putCowFile(bitmap, join(mountPoint, cowName), Number(inode));
     for (let at = 0; at < bitmap.byteLength; ) at += writeSync(BITMAP_FD, bitmap, at, bitmap.byteLength - at, at);
   } finally {
     libc.umount(mountPoint);

@@ -1,5 +1,6 @@
 /**
- * The used blocks of a snapshot: all but those that its file system calls free.
+ * The used blocks of a snapshot: all but those that its file system calls free, and those of its own COW file, which are known to
+ * read as zeros: a tenth of the volume, and all of it may differ from the snapshot before.
  *
  * Asked of the snapshot itself, never of the volume, which goes on. That is right because the file system was frozen for it:
  * ext4 has emptied its journal into place by then and XFS has written everything that its log has, so that a mount without
@@ -34,8 +35,14 @@ export function fsTypeOf(signature: Signature | undefined): 'ext4' | 'xfs' | und
   return signature?.name === 'xfs' ? 'xfs' : undefined;
 }
 
+/** The COW file of a snapshot, where it is in the root of the snapshot's own file system. */
+export interface OwnCowFile {
+  name: string;
+  inode: number;
+}
+
 /**
- * One bit a block of a snapshot of a frozen file system: set where it is used.
+ * One bit a block of a snapshot of a frozen file system: set where it is used, and not of `cowFile`.
  *
  * @throws {CowbirdError} with the reason why that cannot be had: then all of it is to be copied.
  */
@@ -44,12 +51,14 @@ export async function usedBlocks(
   fsType: 'ext4' | 'xfs',
   snapshot: ReadableFile,
   sizeBytes: number,
+  cowFile: OwnCowFile | undefined,
 ): Promise<Uint8Array> {
   if (fsType === 'ext4') requireEmptyJournal(snapshot);
   const bits = makeBits(regionCount(sizeBytes));
   const fd = libc.memfdCreate('cowbird-free', bits.byteLength);
   try {
-    await runChild([node, fsType, String(bits.byteLength)], fd);
+    const ofCowFile = cowFile === undefined ? [] : [cowFile.name, String(cowFile.inode)];
+    await runChild([node, fsType, String(bits.byteLength), ...ofCowFile], fd);
     const free = Buffer.alloc(bits.byteLength);
     for (let at = 0; at < free.byteLength; ) {
       const count = readSync(fd, free, at, free.byteLength - at, at);

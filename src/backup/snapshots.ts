@@ -48,6 +48,7 @@ export interface SnapshotRequest {
 
 export interface TakenSnapshot extends Sequence {
   minor: number;
+  cowFile: string;
   /** Why nothing is known of the time before this snapshot; undefined where the series went on. */
   begunAnew: string | undefined;
 }
@@ -85,7 +86,8 @@ export async function takeSnapshots(
   for (const { request, begunAnew } of ready) {
     const status = await ownTracking(request.attached.volume, client);
     if (status === undefined) throw ended(request.attached.volume.name);
-    snapshots.push({ minor: status.minor, begunAnew, uuid: status.uuid ?? '', sequenceId: status.seq_id ?? 0 });
+    const { minor, cow_file: cowFile, uuid = '', seq_id: sequenceId = 0 } = status;
+    snapshots.push({ minor, cowFile, begunAnew, uuid, sequenceId });
   }
   return { snapshots, ...times };
 }
