@@ -24,7 +24,8 @@
  * program does for that: a request without a note is marked when it completes, and if that is missed too, it is a doubt.
  *
  * That is found by counting: `sectors` of what was seen to complete, `recovered` sectors of notes whose end was missed, and those that
- * are still noted, against the kernel's statistics of the disk, which count in the same function that completes requests.
+ * are still noted, against the kernel's statistics of the disk, which count in the same function that completes requests. A zram
+ * disk that is reset has other contents without a write: its statistics begin at 0 then, which is found the same way.
  */
 #include <linux/types.h>
 #include <linux/bpf.h>
@@ -42,29 +43,31 @@ struct gendisk {
 struct request_queue {
 	struct gendisk *disk;
 } CORE;
+struct bvec_iter {
+	__u64 bi_sector;
+	unsigned int bi_size;
+} CORE;
+struct block_device {
+	struct gendisk *bd_disk;
+} CORE;
+struct bio {
+	struct bio *bi_next;
+	struct block_device *bi_bdev;
+	unsigned int bi_opf;
+	struct bvec_iter bi_iter;
+	void *bi_private;
+} CORE;
 struct request {
 	struct request_queue *q;
 	unsigned int cmd_flags;
 	unsigned int __data_len;
 	__u64 __sector;
+	struct bio *bio;
 	__u64 start_time_ns;
 } CORE;
 /* Before Linux 5.17. */
 struct request___old {
 	struct gendisk *rq_disk;
-} CORE;
-struct block_device {
-	struct gendisk *bd_disk;
-} CORE;
-struct bvec_iter {
-	__u64 bi_sector;
-	unsigned int bi_size;
-} CORE;
-struct bio {
-	struct block_device *bi_bdev;
-	unsigned int bi_opf;
-	struct bvec_iter bi_iter;
-	void *bi_private;
 } CORE;
 
 /* Operations (linux/blk_types.h, stable since 4.10): odd ones carry data to the disk. */
@@ -82,6 +85,8 @@ struct bio {
 #define PAGE_WORDS_SHIFT 9
 /* More than a disk has blocks: bpf_loop's limit. */
 #define WORDS_MAX (1 << 23)
+/* A request counts its ranges in 16 bits. */
+#define BIOS_MAX (1 << 16)
 
 /* Set between open and load. */
 const volatile __u32 disk_major = 0;
@@ -321,6 +326,40 @@ static __always_inline void mark(__u64 sector, __u64 bytes)
 		bpf_loop(WORDS_MAX, mark_word, &span, 0);
 }
 
+/* The rest of a request's bios. */
+struct walk {
+	struct bio *bio;
+};
+
+static long mark_bio(__u32 i, struct walk *walk)
+{
+	struct bio *bio = walk->bio;
+
+	if (!bio)
+		return 1;
+	mark(BPF_CORE_READ(bio, bi_iter.bi_sector), BPF_CORE_READ(bio, bi_iter.bi_size));
+	walk->bio = BPF_CORE_READ(bio, bi_next);
+	return 0;
+}
+
+/*
+ * A discard may be of several ranges that do not touch, where the disk takes such (NVMe): the kernel gathers the bios of one plug,
+ * whose sizes the request has in sum, behind the sector of the first. They have not been advanced yet when it is told that they end.
+ */
+static __always_inline int has_ranges(struct request *rq)
+{
+	return (rq->cmd_flags & OP_MASK) == OP_DISCARD && rq->bio && rq->bio->bi_next;
+}
+
+static __always_inline void mark_ranges(struct request *rq)
+{
+	struct walk walk = { .bio = rq->bio };
+
+	bpf_loop(BIOS_MAX, mark_bio, &walk, 0);
+	if (walk.bio)
+		__sync_fetch_and_add(&state.unknown_op, 1);
+}
+
 static __always_inline int is_ours(struct gendisk *disk)
 {
 	return disk && BPF_CORE_READ(disk, major) == disk_major && BPF_CORE_READ(disk, first_minor) == disk_minor;
@@ -415,6 +454,9 @@ static __always_inline void on_issue(struct request *rq)
 	/* Requeued, it has not completed, but it may be another range now. */
 	if (note->bytes)
 		recover(this_cpu(COMPLETE), note, note->start == rq->start_time_ns ? 0 : note->bytes);
+	/* A note has one range: without one, an end that is missed is a doubt. */
+	if (has_ranges(rq))
+		return;
 	write_note(note, rq->__sector, rq->__data_len, rq->start_time_ns);
 }
 
@@ -428,7 +470,10 @@ static __always_inline void on_request(struct cpu *cpu, struct request *rq, unsi
 		return;
 	if (cpu)
 		__sync_fetch_and_add(&cpu->sectors, bytes >> SECTOR_SHIFT);
-	mark(rq->__sector, bytes);
+	if (has_ranges(rq))
+		mark_ranges(rq);
+	else
+		mark(rq->__sector, bytes);
 	note = find_note(rq, 0);
 	if (!note)
 		return;
@@ -442,7 +487,7 @@ static __always_inline void on_request(struct cpu *cpu, struct request *rq, unsi
 		else if (note->bytes > rest)
 			recover(cpu, note, note->bytes - rest);
 	}
-	if (bytes < rest)
+	if (bytes < rest && !has_ranges(rq))
 		write_note(note, rq->__sector + (bytes >> SECTOR_SHIFT), rest - bytes, rq->start_time_ns);
 	else
 		__sync_lock_test_and_set(&note->bytes, 0);
@@ -461,13 +506,16 @@ static __always_inline void on_bio_queue(struct bio *bio)
 	}
 }
 
-static __always_inline void on_bio_complete(struct bio *bio)
+static __always_inline void on_bio_complete(struct cpu *cpu, struct bio *bio)
 {
 	__u64 key = (__u64)bio, parent = (__u64)bio->bi_private;
 	struct range *range = bpf_map_lookup_elem(&bios, &key);
 	__u32 op = bio->bi_opf & OP_MASK;
 
 	if (range) {
+		/* As zram counts: no discards. */
+		if (cpu && op == OP_WRITE)
+			__sync_fetch_and_add(&cpu->sectors, range->bytes >> SECTOR_SHIFT);
 		mark(range->first, range->bytes);
 		bpf_map_delete_elem(&bios, &key);
 		return;
@@ -513,7 +561,7 @@ static __always_inline void on_bio_complete(struct bio *bio)
 
 THREE(request, "block_rq_complete", COMPLETE, rq, on_request(cpu, rq, bytes), struct request *rq, int error, unsigned int bytes)
 THREE(queue, "block_bio_queue", QUEUE, bio, on_bio_queue(bio), struct bio *bio)
-THREE(complete, "block_bio_complete", COMPLETE, bio, on_bio_complete(bio), struct request_queue *q, struct bio *bio)
+THREE(complete, "block_bio_complete", COMPLETE, bio, on_bio_complete(cpu, bio), struct request_queue *q, struct bio *bio)
 
 SEC("tp_btf/block_rq_issue") int BPF_PROG(issue, struct request *rq)
 {

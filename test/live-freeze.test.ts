@@ -1,15 +1,16 @@
 /** Whatever happens to a live backup while the file system is frozen: it is thawed in time, and the versions stay. */
 import assert from 'node:assert/strict';
-import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, readFileSync } from 'node:fs';
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import * as cowbird from '../src/index.js';
-import { fill, Lab, run, succeeds, until } from './lab.js';
+import { stopTracking } from '../src/live/tracking.js';
+import { fill, Lab, MIB, run, succeeds, until } from './lab.js';
 import { type LiveDisk, mountedDisk } from './live-lab.js';
-import { CANNOT_TRACK } from './tracking-lab.js';
+import { CANNOT_TRACK, trackerPlace } from './tracking-lab.js';
 
 const CHILD = fileURLToPath(new URL('./live-frozen-child.js', import.meta.url));
 const TIMEOUT_SECONDS = 1;
@@ -128,6 +129,33 @@ test('hooks are run around the freeze, the second one always', { skip: CANNOT_TR
   await cowbird.restore(disk.repository, target);
   const look = await lab.mount(target, 'look', '-o', 'loop');
   assert.equal(readFileSync(join(look, 'quiesced'), 'utf8'), 'done\n');
+});
+
+test('a file system that is mounted while the backup goes on did not stand still: no version', {
+  skip: CANNOT_TRACK,
+}, async (t) => {
+  const lab = new Lab(t);
+  const repository = lab.path('repository');
+  const disk = (await run('losetup', '-f', '--show', lab.image('two.img', 64 * MIB))).trim();
+  lab.onEnd(() => succeeds('losetup', '-d', disk));
+  lab.onEnd(async () => void stopTracking(disk, trackerPlace(lab)));
+  for (const part of ['1', '2']) {
+    await run('addpart', disk, part, part === '1' ? '2048' : '67584', '61440');
+    await until(`partition ${part} is there`, () => existsSync(`${disk}p${part}`));
+    await run('mkfs.ext4', '-q', `${disk}p${part}`);
+  }
+  const second = `${disk}p2`;
+  const at = await lab.mount(`${disk}p1`);
+  const look = lab.path('second');
+  mkdirSync(look);
+  const onFrozen = (): void => void execFileSync('mount', [second, look], { timeout: 20_000 });
+  await assert.rejects(cowbird.backup(disk, repository, { client: lab.client, live: { onFrozen } }), {
+    code: 'EBUSY',
+    message: new RegExp(`${look} was mounted`),
+  });
+  await run('touch', join(at, 'thawed'));
+  assert.equal((await cowbird.backup(disk, repository, { client: lab.client })).version, 1);
+  await run('umount', look);
 });
 
 test('what cannot be backed up live is refused, and stays as it is', { skip: CANNOT_TRACK }, async (t) => {

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import * as cowbird from '../src/index.js';
 import { stopTracking } from '../src/live/tracking.js';
-import { fill, Lab, MIB, run, until } from './lab.js';
+import { fill, Lab, MIB, run, succeeds, until } from './lab.js';
 import { type LiveDisk, mountedDisk } from './live-lab.js';
 import { lastRecord, orderedWriter } from './ordered-writer.js';
 import { CANNOT_TRACK, trackerPlace } from './tracking-lab.js';
@@ -81,6 +81,35 @@ test('disks in use, and an image file, get versions of one moment', { skip: CANN
   }
   assert.ok((records[0]?.[0] ?? 0) < (records[2]?.[0] ?? 0), `the writer went on: ${records.join('; ')}`);
   for (const { repository } of pairs) assert.deepEqual((await cowbird.verify(repository)).damage, []);
+});
+
+test('a disk whose image is a file on the other one is frozen before that one, whichever is named first', {
+  skip: CANNOT_TRACK,
+}, async (t) => {
+  const lab = new Lab(t);
+  const { client } = lab;
+  const lower = await mountedDisk(lab, 'ext4', false, 'lower');
+  const image = join(lower.at, 'upper.img');
+  await run('truncate', '-s', '32M', image);
+  const upper = (await run('losetup', '-f', '--show', image)).trim();
+  lab.onEnd(() => succeeds('losetup', '-d', upper));
+  lab.onEnd(async () => void stopTracking(upper, trackerPlace(lab)));
+  await run('mkfs.ext4', '-q', upper);
+  const at = await lab.mount(upper, 'mnt-upper');
+  const pairs = [
+    { source: lower.node, repository: lower.repository },
+    { source: upper, repository: lab.path('repo-upper') },
+  ];
+  for (const [i, inOrder] of [pairs, [...pairs].reverse()].entries()) {
+    const stop = lab.writer(at);
+    const live = { freezeTimeoutSeconds: 5 };
+    const { backups } = await cowbird.backupTogether(inOrder, { client, live });
+    assert.ok(await stop(), 'no write has failed');
+    assert.deepEqual(
+      backups.map(({ version }) => version),
+      [i + 1, i + 1],
+    );
+  }
 });
 
 test('where one disk cannot be backed up none is, and nothing is left', { skip: CANNOT_TRACK }, async (t) => {

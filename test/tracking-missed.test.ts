@@ -3,8 +3,10 @@ import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { tmpdir } from 'node:os';
 import { test } from 'node:test';
+import * as cowbird from '../src/index.js';
 import { BlockBitmap, type LiveTracking, startTracking } from '../src/live/tracking.js';
-import { Lab, MIB, until } from './lab.js';
+import { fill, Lab, MIB, until } from './lab.js';
+import { mountedDisk } from './live-lab.js';
 import {
   CANNOT_TRACK,
   DirectWriter,
@@ -58,6 +60,26 @@ test('a write whose end the kernel did not show counts by its note, for everybod
   plantNote(runDir, 16n, { first: 200, count: 1 });
   assert.match(one.doubt() ?? '', /does not count all sectors/, 'a note explains no more than what is missing');
   one.close();
+});
+
+test('a live backup takes a write whose end was missed for one that is over, when nothing is under way', {
+  skip,
+}, async (t) => {
+  const lab = new Lab(t);
+  const { node, at, repository, sizeBytes } = await mountedDisk(lab, 'ext4', false);
+  const runDir = trackerPlace(lab);
+  const backup = (): Promise<cowbird.BackupSummary> => cowbird.backup(node, repository, { client: lab.client });
+  await fill(`${at}/file`, 4);
+  await backup();
+  forgetSectors(runDir, 24);
+  plantNote(runDir, 8n, { first: sizeBytes / 4096 - 5, count: 3 });
+  for (const number of [2, 3]) {
+    await fill(`${at}/file`, 1);
+    const { version, reason, passes } = await backup();
+    assert.equal(version, number);
+    assert.match(reason, /^the kernel lists/);
+    assert.ok(passes <= 3, `${passes} passes: the first freeze was enough`);
+  }
 });
 
 test('a note of a request that is used again is marked, and counts as seen', { skip }, async (t) => {

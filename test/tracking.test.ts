@@ -1,7 +1,7 @@
 /** The tracker on real disks: what counts, what does not, who shares a disk, and what ends trust. */
 import assert from 'node:assert/strict';
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, unlinkSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, unlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { test } from 'node:test';
@@ -65,6 +65,32 @@ for (const kind of ['loop', 'zram'] as const) {
     return undefined;
   });
 }
+
+test('a zram disk that was reset has other contents as the same disk: its map is not trusted any more', {
+  skip,
+}, async (t) => {
+  const lab = new Lab(t);
+  const runDir = trackerPlace(lab);
+  const device = await zramDevice(lab, 64 * MIB);
+  if (device === undefined) return t.skip('no zram here');
+  const fill = (blocks: number): Promise<string> =>
+    run('dd', 'if=/dev/urandom', `of=${device}`, 'bs=4k', `count=${blocks}`, 'oflag=direct', 'status=none');
+  const tracking = startTracking(device, 'user', runDir);
+  await fill(2000);
+  assert.equal(changes(tracking), '0+2000');
+  const token = tracking.commit();
+  tracking.close();
+  assert.equal(reasonOf(openTracking(device, 'user', runDir, token)), 'trusted');
+  const folder = device.replace('/dev/', '/sys/block/');
+  writeFileSync(`${folder}/reset`, '1');
+  writeFileSync(`${folder}/disksize`, String(64 * MIB));
+  // As many sectors as before, and more.
+  for (const blocks of [2000, 3000]) {
+    await fill(blocks);
+    assert.notEqual(reasonOf(openTracking(device, 'user', runDir, token)), 'trusted', `${blocks} blocks were written`);
+  }
+  return undefined;
+});
 
 test('a write that fails counts: it may have changed sectors', { skip }, async (t) => {
   const lab = new Lab(t);

@@ -24,6 +24,8 @@ import { makeBits, setBit } from '../repository/bits.js';
 import { regionCount } from '../repository/layout.js';
 import type { SourceIdentity, VersionRecord } from '../repository/manifest.js';
 import type { BackupSource } from '../repository/source.js';
+import { belowDisk } from '../sys/below.js';
+import { deviceNumber } from '../sys/blkdev.js';
 import { DirectReader } from '../sys/direct-reader.js';
 import { CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
 import { PageFile } from '../sys/page-file.js';
@@ -223,6 +225,7 @@ export function openLiveSource(request: LiveRequest): LiveSource {
       tracking,
       standstill,
       used,
+      requireFrozen: () => disk.survey.requireSame(),
       onFrozen: options.onFrozen,
     });
     // They hold what an older version had there: as good as changed.
@@ -305,11 +308,26 @@ function openUncached({ node, isFree }: LiveDisk): PageFile {
   }
 }
 
+/**
+ * A disk that stands on a file of another one before that one: frozen, the lower one would hold up the upper one's last writes.
+ * What is below the upper one is all that is below the lower one, and more.
+ */
+function topFirst(disks: readonly LiveDisk[]): LiveDisk[] {
+  const depthOf = new Map(
+    disks.map((disk) => {
+      const number = deviceNumber(statSync(disk.node).rdev);
+      return [disk, belowDisk(number, { withFiles: false }).numbers.size] as const;
+    }),
+  );
+  return [...disks].sort((a, b) => (depthOf.get(b) ?? 0) - (depthOf.get(a) ?? 0));
+}
+
 /** What freezes all file systems on all of these disks. The caller closes it before the disks. */
 export async function startFreezer(disks: readonly LiveDisk[], options: LiveOptions & Hooks): Promise<Freezer> {
   // A disk and its partition, or two disks of one file system: what is frozen cannot be frozen again.
   const points = new Map<number, FreezePoint>();
-  for (const { survey } of disks) for (const point of survey.points) points.set(fstatSync(point.fd).dev, point);
+  for (const { survey } of topFirst(disks))
+    for (const point of survey.points) points.set(fstatSync(point.fd).dev, point);
   return Freezer.start([...points.values()], {
     timeoutMs: (options.freezeTimeoutSeconds ?? FREEZE_TIMEOUT_SECONDS) * 1000,
     preFreeze: options.preFreeze,

@@ -57,6 +57,7 @@ function trackingOf(takes: readonly Take[], doubt?: string): LiveTracking & { ta
       }
       return added;
     },
+    overNotes: () => new Set<string>(),
     doubt: () => doubt,
     commit: () => TOKEN,
     abandon: () => undefined,
@@ -73,7 +74,11 @@ function writeBlocks({ first, count, value }: { first: number; count: number; va
   closeSync(fd);
 }
 
-async function passesOf(tracking: LiveTracking, frozen: () => void = () => undefined): Promise<LivePasses> {
+async function passesOf(
+  tracking: LiveTracking,
+  frozen: () => void = () => undefined,
+  requireFrozen: () => void = () => undefined,
+): Promise<LivePasses> {
   const folder = mkdtempSync(join(tmpdir(), 'cowbird-test-'));
   const path = join(folder, 'disk');
   closeSync(openSync(path, 'w'));
@@ -86,8 +91,8 @@ async function passesOf(tracking: LiveTracking, frozen: () => void = () => undef
   const options = { timeoutMs: 5_000, hookTimeoutMs: 5_000, environment: {} };
   const freezer = await Freezer.start([], options);
   const standstill = aloneWith(freezer);
-  const parts = { path, file, sizeBytes: SIZE_BYTES, tracking, standstill, used: undefined, onFrozen: frozen };
-  const passes = new LivePasses(parts);
+  const own = { path, file, sizeBytes: SIZE_BYTES, used: undefined };
+  const passes = new LivePasses({ ...own, tracking, standstill, requireFrozen, onFrozen: frozen });
   cleanups.push(async () => {
     passes.close();
     await freezer.close();

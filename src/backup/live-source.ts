@@ -45,6 +45,8 @@ export interface LiveParts {
   standstill: Standstill;
   /** Undefined: all are to be copied. */
   used: Uint8Array | undefined;
+  /** Called after a freeze in which all was read. @throws where that was not one of the whole disk: L4. */
+  requireFrozen: () => void;
   /** Called while everything stands still, after the rest was read. */
   onFrozen: (() => void) | undefined;
 }
@@ -77,7 +79,8 @@ export class LivePasses {
   constructor(parts: LiveParts) {
     this.#parts = parts;
     const { blockCount } = parts.tracking;
-    const memory = (): ArrayBufferLike => makeBits(regionCount(parts.sizeBytes)).buffer;
+    // Written once now, so that no memory has to be found for it while everything stands still.
+    const memory = (): ArrayBufferLike => makeBits(regionCount(parts.sizeBytes)).fill(0xff).fill(0).buffer;
     this.#pending = new BlockBitmap(blockCount, memory());
     this.#since = new BlockBitmap(blockCount, memory());
     this.#late = new BlockBitmap(blockCount, memory());
@@ -94,6 +97,7 @@ export class LivePasses {
     if (this.#goesOn(takenBlocks)) return this.#passFrom(file);
     const attempt = await this.#freeze();
     if (attempt === 'whole') {
+      this.#parts.requireFrozen();
       this.#isDone = true;
       return this.#passFrom(this.#rest);
     }
@@ -162,10 +166,12 @@ export class LivePasses {
   /** What is done while everything stands still. */
   #readRest(): Attempt {
     const { tracking } = this.#parts;
+    // Before they are read: what is over by then is read as it is.
+    const over = tracking.overNotes();
     const blocks = this.#readNew();
     if (blocks === undefined) return 'too much';
     this.restBytes = blocks * BLOCK_BYTES;
-    if (tracking.take(this.#late) > 0) return 'written';
+    if (tracking.take(this.#late, over) > 0) return 'written';
     const doubt = tracking.doubt();
     if (doubt !== undefined) throw doubted(this.#parts.path, doubt);
     return 'whole';

@@ -41,6 +41,12 @@ export interface Survey {
   isFree: boolean;
   /** One bit a block: all but what the file systems call free. Why more than that is set, in words. */
   used(sizeBytes: number): { bits: Uint8Array; problems: string[] };
+  /**
+   * To be asked when all of these were frozen: nothing else of the disk may have been in use then.
+   *
+   * @throws {CowbirdError} EBUSY for a file system that was mounted, or made writable, in the meantime, or a part that is in use by now.
+   */
+  requireSame(): void;
   close(): void;
 }
 
@@ -67,11 +73,32 @@ export function surveyDisk(node: string): Survey {
       claimed,
       isFree: mounted.length === 0 && claimed.length === 0,
       used: (sizeBytes) => usedBlocks(mounted, sizeBytes),
+      // One that nobody used is claimed until the end.
+      requireSame: () => (mounted.length + claimed.length > 0 ? requireNoMore(node, mounted, claimed) : undefined),
       close,
     };
   } catch (error) {
     close();
     throw error;
+  }
+}
+
+function requireNoMore(node: string, mounted: readonly Mounted[], claimed: readonly string[]): void {
+  const frozen = new Set(mounted.flatMap(({ fd, isReadOnly }) => (isReadOnly ? [] : [fstatSync(fd).dev])));
+  const now = surveyDisk(node);
+  try {
+    const places = [
+      ...now.points.filter(({ fd }) => !frozen.has(fstatSync(fd).dev)).map(({ mountPoint }) => mountPoint),
+      ...now.claimed.filter((part) => !claimed.includes(part)),
+    ];
+    if (places.length === 0) return;
+    throw new CowbirdError(
+      'EBUSY',
+      `${places.join(', ')} was mounted, made writable or taken into use on ${node} while the backup went on, and did not stand still: no version was made, run this again`,
+      { outcome: 'failed' },
+    );
+  } finally {
+    now.close();
   }
 }
 

@@ -128,6 +128,18 @@ export function whyUntrackable(view: DeviceView, kernel = release()): string | u
   return undefined;
 }
 
+/** Drivers whose disks can have other contents without a write to them, while nobody has them open, and stay the same disk. */
+const REPLACEABLE: ReadonlyArray<[RegExp, string]> = [
+  [/^dm-\d/, 'what device mapper shows can be replaced underneath (lvconvert --merge, dmsetup load)'],
+  [/^ram\d/, 'a RAM disk can be emptied (blockdev --flushbufs)'],
+];
+
+/** Why nothing is known of a disk from one version to the next, though its writes are seen; undefined where it is. */
+export function whyNotContinued({ diskName }: Pick<DeviceView, 'diskName'>): string | undefined {
+  const [, why] = REPLACEABLE.find(([pattern]) => pattern.test(diskName)) ?? [];
+  return why === undefined ? undefined : `${why} without a write that is seen`;
+}
+
 /** How many writes are under way on a disk, as far as its driver says; 0 where it says nothing. */
 export function writesUnderWay({ disk }: Pick<DeviceView, 'disk'>): number {
   return Number((read(disk, 'inflight') ?? '').trim().split(/\s+/)[1] ?? 0);

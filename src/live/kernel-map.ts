@@ -17,7 +17,7 @@ import { BLOCK_BYTES } from './bitmap.js';
 import type { DeviceView, DiskKind } from './device-view.js';
 import { noteCount, possibleCpus } from './kernel-map-sizes.js';
 import { pause } from './pause.js';
-import { type Note, type Reading, sectorDoubt, surplusAtStart } from './sector-account.js';
+import { CONFIRM_MS, type Note, type Reading, sectorDoubt, surplusAtStart } from './sector-account.js';
 
 /** From `dist/src/live`, and in the npm package as in the repository. */
 export const OBJECT_PATH = fileURLToPath(new URL('../../../bpf/tracker.bpf.o', import.meta.url));
@@ -29,7 +29,7 @@ const PAGE_WORDS = PAGE_BYTES / 4;
 
 const MAGIC = 0x4257_4f43;
 /** Of `struct state`, `struct cpu` and what the maps mean. A later Cowbird that changes them has another number. */
-const LAYOUT = 3;
+const LAYOUT = 4;
 const KINDS = ['request', 'bio'] as const satisfies DiskKind[];
 
 /** Offsets in `struct state`. */
@@ -69,6 +69,8 @@ const SECTORS_WORD = 2;
 const RECOVERED_WORD = 3;
 /** In the `stat` file of a disk in sysfs: sectors written, and discarded; writes, discards and flushes that are over. */
 const SECTOR_FIELDS = [6, 13] as const;
+/** Disks without requests count as they like; these count sectors written, each when its bio ends. */
+const COUNTING_BIO_DISK = /^zram\d/;
 const ENDED_FIELDS = [4, 11, 15] as const;
 /** `struct note`, in 64-bit words: address, first sector, bytes, start. */
 const NOTE_WORDS = 4;
@@ -111,6 +113,8 @@ export class KernelMap {
   readonly #counters: BigUint64Array;
   readonly #cpus: BigUint64Array;
   readonly #diskFolder: string;
+  /** Its statistics count what the tracker counts. */
+  readonly #counts: boolean;
   /** None on disks without requests. */
   readonly #notes: BigUint64Array;
   readonly #noteHalves: Uint32Array;
@@ -131,7 +135,9 @@ export class KernelMap {
     this.#summary = new Uint32Array(opened.summary.bytes);
     this.#counters = new BigUint64Array(state.bytes, STATE.counters, COUNTERS.length);
     this.#cpus = new BigUint64Array(opened.cpus.bytes, 0, view.getUint32(STATE.cpus, true) * 2 * CPU_WORDS);
-    this.#diskFolder = join('/sys/block', this.device.split(' ')[0] ?? '');
+    const [diskName = ''] = this.device.split(' ');
+    this.#diskFolder = join('/sys/block', diskName);
+    this.#counts = this.kind === 'request' || COUNTING_BIO_DISK.test(diskName);
     this.#mappings = mappings;
     this.#programFds = opened.programFds;
     this.#linkFds = opened.linkFds;
@@ -241,9 +247,25 @@ export class KernelMap {
     return notes;
   }
 
+  /** The keys of notes whose requests are over: nothing is under way, and it was the same a moment before. */
+  overNotes(): ReadonlySet<string> {
+    let keys = this.#keysWhenIdle();
+    if (keys.length === 0) return new Set();
+    pause(CONFIRM_MS);
+    const before = new Set(keys);
+    keys = this.#keysWhenIdle();
+    return new Set(keys.filter((key) => before.has(key)));
+  }
+
+  /** The keys of all notes; none while something is under way. */
+  #keysWhenIdle(): string[] {
+    const keys = this.notes().map(({ key }) => key);
+    return keys.length === 0 || (this.#numbersOf('inflight')[1] ?? 0) > 0 ? [] : keys;
+  }
+
   baseline(): Baseline {
     const unseen = this.#programFds.map((_, i) => this.#unseen(i, 0));
-    const surplus = this.kind === 'bio' ? 0 : surplusAtStart(() => this.#readSectors());
+    const surplus = this.#counts ? surplusAtStart(() => this.#readSectors()) : 0;
     return [...this.#counters].map(Number).concat(unseen, surplus);
   }
 
@@ -256,8 +278,7 @@ export class KernelMap {
       if (unseen !== before)
         return `the kernel did not run the tracker for ${unseen - before} requests (recursion_misses)`;
     }
-    // Disks without requests count as they like.
-    return this.kind === 'bio' ? undefined : sectorDoubt(() => this.#readSectors(), baseline.at(-1) ?? 0);
+    return this.#counts ? sectorDoubt(() => this.#readSectors(), baseline.at(-1) ?? 0) : undefined;
   }
 
   close(): void {

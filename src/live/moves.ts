@@ -34,13 +34,13 @@ export function pagesOf(view: Pick<DeviceView, 'startSector' | 'sizeBytes'>): Pa
   return { first: firstPage, count: Math.ceil((first + count) / PAGE_BLOCKS) - firstPage };
 }
 
-/** Moves what the kernel's map has to every user of it. Under the disk's lock. */
-export function distribute(map: KernelMap, places: DiskPlaces): void {
+/** Moves what the kernel's map has to every user of it, but for notes that are named. Under the disk's lock. */
+export function distribute(map: KernelMap, places: DiskPlaces, without: ReadonlySet<string> = new Set()): void {
   const users = openPending(places.folder, map.mapId, map.pageCount);
   try {
     const seen = new Uint32Array(PAGE_BYTES / 4);
     // Notes first: one that goes meanwhile has left its mark, which then is read.
-    for (const note of map.notes()) addNote(note, users);
+    for (const note of map.notes()) if (!without.has(note.key)) addNote(note, users);
     for (let page = 0; page < map.pageCount; page++) {
       if (!map.beginPage(page)) continue;
       if (map.readPage(page, seen)) {

@@ -225,6 +225,7 @@ export class RestBuffer {
 
   /** Gives the memory back. Nothing of this may be used any more. */
   close(): void {
+    this.#aio?.close();
     libc.unmap(this.#mapping);
   }
 }

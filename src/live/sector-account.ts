@@ -37,7 +37,7 @@ export type ReadSectors = () => Reading | undefined;
 const ATTEMPTS = 20;
 const READINGS_PER_ATTEMPT = 10;
 /** A driver may be done with a write some time before it is counted: what rests on notes must be the same this much later. */
-const CONFIRM_MS = 2;
+export const CONFIRM_MS = 2;
 /** How long a start waits until it is known of every note whether it is of a request that is under way. */
 const SETTLE_MS = 1000;
 /** Nothing can reach it: a doubt from the beginning. */
@@ -80,8 +80,8 @@ export function sectorDoubt(read: ReadSectors, before: number): string | undefin
     if (reading === undefined) continue;
     const exact = exactSurplus(read, reading);
     least = exact ?? Math.min(least, reading.seen - reading.counted);
-    // What was seen to complete is counted a moment later: less than this it will not be.
-    if (exact !== undefined || least === before) break;
+    // What was seen to complete is counted a moment later, or (zram) the other way round: a difference that is none stays.
+    if (least === before) break;
   }
   if (least === before) return undefined;
   if (least === UNKNOWN) return 'the disk was too busy to find out whether the tracker saw everything';

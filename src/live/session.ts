@@ -40,16 +40,21 @@ export class TrackingSession implements LiveTracking {
     return tokenOf(this.#opened.set.state, 'attempt');
   }
 
-  take(into: BlockBitmap): number {
+  take(into: BlockBitmap, without?: ReadonlySet<string>): number {
     this.#requireOpen();
     const { map, places, set, view } = this.#opened;
     return withLock(places.lock, () => {
-      distribute(map, places);
+      distribute(map, places, without);
       let added = 0;
       for (let page = set.pending.next(0); page < map.pageCount; page = set.pending.next(page + 1))
         if (set.takePage(page, this.#bits)) added += addPage(into, view, page, this.#bits);
       return added;
     });
+  }
+
+  overNotes(): ReadonlySet<string> {
+    this.#requireOpen();
+    return this.#opened.map.overNotes();
   }
 
   doubt(): string | undefined {

@@ -1,7 +1,7 @@
 /** What `doctor` and refusals say of a machine that cannot track. */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import { type DeviceView, whyUntrackable } from './device-view.js';
+import { type DeviceView, whyNotContinued, whyUntrackable } from './device-view.js';
 import { examineTracking, type Machine } from './support.js';
 
 const GOOD: Machine = {
@@ -67,6 +67,12 @@ describe('a disk whose writes cannot all be seen', () => {
     assert.match(whyUntrackable(disk('zram0'), '6.1.0-28-amd64') ?? '', /before Linux 6\.3, and this is 6\.1/);
     assert.equal(whyUntrackable(disk('zram0'), '6.3.0'), undefined);
     assert.equal(whyUntrackable(disk('dm-0'), '6.1.0-28-amd64'), undefined);
+  });
+
+  it('is not known from one version to the next where it can have other contents without a write', () => {
+    assert.match(whyNotContinued(disk('dm-0')) ?? '', /lvconvert --merge/);
+    assert.match(whyNotContinued(disk('ram0')) ?? '', /flushbufs/);
+    for (const name of ['zram0', 'sda', 'nvme0n1']) assert.equal(whyNotContinued(disk(name)), undefined);
   });
 
   it('is refused without a medium', () => {

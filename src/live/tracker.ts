@@ -8,7 +8,14 @@ import { join } from 'node:path';
 import { libbpfProblem } from '../sys/bpf.js';
 import { CowbirdError, messageOf } from '../sys/errors.js';
 import { BLOCK_BYTES, BlockBitmap } from './bitmap.js';
-import { type DeviceView, viewOf, viewOfNumber, whyUntrackable, writesUnderWay } from './device-view.js';
+import {
+  type DeviceView,
+  viewOf,
+  viewOfNumber,
+  whyNotContinued,
+  whyUntrackable,
+  writesUnderWay,
+} from './device-view.js';
 import { KernelMap } from './kernel-map.js';
 import { addPage, DiskPlaces, distribute, pagesOf } from './moves.js';
 import { pause } from './pause.js';
@@ -32,6 +39,9 @@ import { newMark, readState, UserSet, type UserState, visitPages } from './user-
 /** How long writes that were under way when tracking starts are waited for, on disks where their range is not known. */
 const DRAIN_MS = 2000;
 
+/** Who only looks whether a user's lock is held has it for a moment. */
+const LOOKED_AT_MS = 50;
+
 function bootId(): string {
   return readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
 }
@@ -43,7 +53,13 @@ function underInstanceLock<T>(runDir: string, action: () => T): T {
 
 function lockUser(folder: string, device: string, user: string): number {
   mkdirSync(folder, { recursive: true, mode: 0o700 });
-  const fd = tryLockFile(join(folder, 'lock'));
+  const path = join(folder, 'lock');
+  const deadline = performance.now() + LOOKED_AT_MS;
+  let fd = tryLockFile(path);
+  while (fd === undefined && performance.now() < deadline) {
+    pause(1);
+    fd = tryLockFile(path);
+  }
   if (fd === undefined)
     throw new CowbirdError('EBUSY', `Another process makes a version of ${device} for ${user}: wait until it is done`);
   return fd;
@@ -156,7 +172,7 @@ export function openTracking(
   const view = viewOf(device);
   const change =
     token.bootId === bootId()
-      ? changeOf({ identity: token.device, sizeBytes: token.sizeBytes }, view)
+      ? (changeOf({ identity: token.device, sizeBytes: token.sizeBytes }, view) ?? whyNotContinued(view))
       : 'the machine was started anew since the last version';
   if (change !== undefined) return { reason: change };
   const problem = libbpfProblem();
@@ -166,12 +182,15 @@ export function openTracking(
   const folder = places.userFolder(user, number);
   if (!isThere(folder)) return { reason: `${device} is not tracked for ${user} any more` };
   const lockFd = lockUser(folder, device, user);
-  const opened = withLock(places.lock, () => reopen(places, folder, view, token));
-  if ('reason' in opened) {
+  try {
+    const opened = withLock(places.lock, () => reopen(places, folder, view, token));
+    if (!('reason' in opened)) return new TrackingSession({ view, number, places, ...opened, lockFd });
     closeSync(lockFd);
     return opened;
+  } catch (error) {
+    closeSync(lockFd);
+    throw error;
   }
-  return new TrackingSession({ view, number, places, ...opened, lockFd });
 }
 
 function reopen(
@@ -196,7 +215,12 @@ function reopen(
     map.close();
     return { reason: doubt };
   }
-  return { map, set: UserSet.open(folder, state, pagesOf(view), map.pageCount, token.mark) };
+  try {
+    return { map, set: UserSet.open(folder, state, pagesOf(view), map.pageCount, token.mark) };
+  } catch (error) {
+    map.close();
+    throw error;
+  }
 }
 
 function numberOf(device: string): string {
@@ -319,6 +343,7 @@ function infoOf(folder: string, state: UserState, map: KernelMap | LostTracking)
   const change = changeOf({ identity: state.device, sizeBytes: state.sizeBytes }, now);
   const doubt =
     change ??
+    (now === undefined ? undefined : whyNotContinued(now)) ??
     (!(map instanceof KernelMap)
       ? map.reason
       : map.mapId === state.mapId

@@ -44,8 +44,14 @@ export interface LiveTracking {
    * Adds to `into` every block that may have changed since the last `take`; the first one also gives what changed since
    * {@link token}'s version. What is being written now is added too, and stays to be added. Returns how many of them were not set in `into`. May be called while the file system is frozen: it
    * touches nothing but kernel memory and files on a tmpfs, and no lock that somebody holds who could wait for the file system.
+   * `without`: writes that are known to be over, as {@link overNotes} gave them.
    */
-  take(into: BlockBitmap): number;
+  take(into: BlockBitmap, without?: ReadonlySet<string>): number;
+  /**
+   * Writes that were seen to begin and not to end, and are over: what they wrote is on the disk, and their notes stay until the kernel uses
+   * their requests again. Empty while it is not sure of each that it is not under way. Waits some milliseconds where there are any.
+   */
+  overNotes(): ReadonlySet<string>;
   /**
    * Why the map cannot be trusted any more; undefined when it can. To be asked after the last `take` of a version, before the
    * file system is thawed or after. A doubt lasts: this tracking is of no use, and {@link startTracking} begins a new one.

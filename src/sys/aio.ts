@@ -27,6 +27,7 @@ export interface Piece {
 /** Transfers in slots, which the caller numbers: one in hand at a time in each. */
 export class AioQueue {
   readonly #context: number;
+  readonly #memory: libc.Mapping;
   readonly #view: DataView;
   readonly #address: number;
   readonly #pointersAt: number;
@@ -41,6 +42,7 @@ export class AioQueue {
     this.#eventsAt = this.#pointersAt + slots * 8;
     this.#vectorsAt = this.#eventsAt + slots * EVENT_BYTES;
     const memory = libc.mapLocked(this.#vectorsAt + slots * VECTOR_BYTES);
+    this.#memory = memory;
     this.#view = new DataView(memory.bytes);
     this.#address = memory.address;
   }
@@ -49,6 +51,12 @@ export class AioQueue {
   static open(slots: number): AioQueue | undefined {
     const context = libc.aioSetup(slots);
     return context === undefined ? undefined : new AioQueue(context, slots);
+  }
+
+  /** Gives the context and its memory back. Everything must be complete; nothing of this may be used any more. */
+  close(): void {
+    libc.aioDestroy(this.#context);
+    libc.unmap(this.#memory);
   }
 
   /** Prepares a transfer; {@link submit} begins it. */

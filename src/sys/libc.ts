@@ -345,9 +345,11 @@ export function closeOnExecFrom(first: number): void {
   check(raw.syscall(SYS_CLOSE_RANGE, first, 0x7fffffff, CLOSE_RANGE_CLOEXEC, 0, 0, 0), 'close_range');
 }
 
-/** io_setup, io_getevents, io_submit: x86-64 and the generic table (arm64). */
+/** io_setup, io_destroy, io_getevents, io_submit: x86-64 and the generic table (arm64). */
 const SYS_AIO =
-  process.arch === 'arm64' ? { setup: 0, submit: 2, getEvents: 4 } : { setup: 206, submit: 209, getEvents: 208 };
+  process.arch === 'arm64'
+    ? { setup: 0, destroy: 1, submit: 2, getEvents: 4 }
+    : { setup: 206, destroy: 207, submit: 209, getEvents: 208 };
 
 /** A context for so many transfers at a time (io_setup(2)); undefined where there is none to be had. */
 export function aioSetup(transfers: number): number | undefined {
@@ -358,6 +360,11 @@ export function aioSetup(transfers: number): number | undefined {
   } finally {
     unmap(context);
   }
+}
+
+/** Gives a context back, when nothing is under way in it any more (io_destroy(2)). */
+export function aioDestroy(context: number): void {
+  check(raw.syscall(SYS_AIO.destroy, context, 0, 0, 0, 0, 0), 'io_destroy');
 }
 
 /** io_submit(2) of `count` pointers to transfers at an address: how many were taken, or a negative number. */

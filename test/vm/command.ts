@@ -16,6 +16,8 @@ export const CHECKOUT = resolve(fileURLToPath(import.meta.url), '..', '..', '..'
 /** Unpacked kernels. */
 export const CACHE = join(CHECKOUT, '.cowbird-setup', 'vm');
 const SCRATCH_BYTES = 8 * 1_073_741_824;
+/** A disk that takes discards of several ranges. */
+const NVME_BYTES = 402_653_184;
 const TIMEOUT_MS = 20 * 60_000;
 const PROGRAMS = ['qemu-system-x86_64', 'busybox', 'cpio', 'depmod', 'dpkg-deb', 'apt-get', 'mkfs.ext4'];
 const PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
@@ -43,20 +45,22 @@ export async function runGuestTests({ kernel: name, files, ...options }: GuestTe
   mkdirSync(CACHE, { recursive: true });
   const kernel = await guestKernel(name, CACHE);
   const scratch = join(CACHE, `scratch-${process.pid}.img`);
+  const nvme = join(CACHE, `nvme-${process.pid}.img`);
   try {
+    await run('truncate', '-s', String(NVME_BYTES), nvme);
     await run('truncate', '-s', String(SCRATCH_BYTES), scratch);
     await run('mkfs.ext4', '-q', '-F', '-E', 'lazy_itable_init=1,nodiscard', scratch);
     const paths = files.map((file) => join(CHECKOUT, 'dist', 'test', `${file}.js`));
     const script = `export PATH=${PATH} HOME=/root TMPDIR=${SCRATCH} LC_ALL=C
-for module in fuse loop xfs btrfs zram dm-mod; do modprobe "$module" || echo "guest: no module $module"; done
+for module in fuse loop xfs btrfs zram dm-mod nvme; do modprobe "$module" || echo "guest: no module $module"; done
 echo "guest: $(uname -r), node $(node --version)"
 cd ${SCRATCH} && status=0
 for file in ${paths.join(' ')}; do ${process.execPath} --test-reporter=tap "$file" || status=1; done
 exit $status
 `;
-    return await runGuest({ ...options, kernel, root: 'host', disks: [scratch], script });
+    return await runGuest({ ...options, kernel, root: 'host', disks: [scratch], nvmeDisks: [nvme], script });
   } finally {
-    rmSync(scratch, { force: true });
+    for (const path of [scratch, nvme]) rmSync(path, { force: true });
   }
 }
 

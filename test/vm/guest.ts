@@ -19,6 +19,8 @@ export interface GuestOptions {
   script: string;
   /** Raw images, as /dev/vda, /dev/vdb … */
   disks: readonly string[];
+  /** Raw images, as /dev/nvme0n1, /dev/nvme1n1 … */
+  nvmeDisks?: readonly string[];
   timeoutMs: number;
   /** Hears each line of the script's output. */
   onLine?: (line: string) => void;
@@ -60,10 +62,18 @@ export async function runGuest(options: GuestOptions): Promise<GuestResult> {
   }
 }
 
-function qemuArguments({ kernel, disks }: GuestOptions, initramfs: string, consolePath: string): string[] {
+function qemuArguments(
+  { kernel, disks, nvmeDisks = [] }: GuestOptions,
+  initramfs: string,
+  consolePath: string,
+): string[] {
   const drives = disks.flatMap((path) => [
     '-drive',
     `file=${path},format=raw,if=virtio,cache=writeback,discard=unmap,detect-zeroes=off`,
+  ]);
+  const nvmeDrives = nvmeDisks.flatMap((path, i) => [
+    ...['-drive', `id=nvme${i},file=${path},format=raw,if=none,cache=writeback,discard=unmap,detect-zeroes=off`],
+    ...['-device', `nvme,serial=cowbird-${i},drive=nvme${i}`],
   ]);
   return [
     ...['-accel', 'tcg,thread=multi', '-cpu', 'max', '-smp', String(CPUS), '-m', String(MEMORY_MIB)],
@@ -71,6 +81,7 @@ function qemuArguments({ kernel, disks }: GuestOptions, initramfs: string, conso
     ...['-kernel', kernel.imagePath, '-initrd', initramfs, '-append', 'console=ttyS0 panic=-1 oops=panic'],
     ...['-virtfs', 'local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap'],
     ...drives,
+    ...nvmeDrives,
   ];
 }
 

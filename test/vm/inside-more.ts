@@ -1,14 +1,18 @@
 /** What else is tried in a guest: other file systems and disks, live backups. By `npm run test:vm`, not by `npm test`. */
 import assert from 'node:assert/strict';
-import { mkdirSync } from 'node:fs';
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { basename, join } from 'node:path';
 import { test } from 'node:test';
 import * as cowbird from '../../src/index.js';
-import { CANNOT, digestOf, fill, Lab, MIB, run } from '../lab.js';
+import { BLOCK_BYTES } from '../../src/live/bitmap.js';
+import { BlockBitmap, startTracking } from '../../src/live/tracking.js';
+import { CANNOT, copy, digestOf, fill, Lab, MIB, run, succeeds } from '../lab.js';
 import { loopDevice, trackerPlace, zramDevice } from '../tracking-lab.js';
 import { requireNineSteps } from './nine-steps.js';
 
+const FILES = 120;
+const FILE_BYTES = 65_536;
 /** Before, writes to a zram disk pass the block layer by. */
 const ZRAM_KERNEL = [6, 3] as const;
 
@@ -32,6 +36,72 @@ test('more on this kernel', { skip: CANNOT }, async (t) => {
     await run('dmsetup', 'mknodes', name);
     const { device } = await cowbird.attach(`/dev/mapper/${name}`, { name: `mapped-${lab.tag}` }, lab.client);
     await requireNineSteps(lab, device, 'ext4');
+  });
+
+  await t.test('a discard of several ranges, as NVMe disks take them, counts with all of them', async (st) => {
+    const lab = new Lab(st);
+    const runDir = trackerPlace(lab);
+    const disk = '/dev/nvme0n1';
+    await run('mkfs.xfs', '-q', '-f', disk);
+    const at = lab.path('mnt');
+    mkdirSync(at);
+    const mounted = async (action: () => Promise<unknown>): Promise<void> => {
+      await run('mount', '-o', 'discard', disk, at);
+      await action();
+      await run('umount', at);
+    };
+    lab.onEnd(() => succeeds('umount', at));
+    const file = (i: number): string => join(at, `file${i}`);
+    await mounted(async () => {
+      for (let i = 0; i < FILES; i++) writeFileSync(file(i), Buffer.alloc(FILE_BYTES, i + 1));
+    });
+    const before = lab.path('before');
+    await copy(disk, before);
+    const tracking = startTracking(disk, 'user', runDir);
+    await mounted(async () => {
+      for (let i = 0; i < FILES; i += 2) rmSync(file(i));
+      // The log goes to the disk, then what it has freed is discarded.
+      for (let i = 0; i < 3; i++) await run('sync', '-f', at);
+    });
+    const [, merged = 0] = readFileSync('/sys/block/nvme0n1/stat', 'utf8').trim().split(/\s+/).slice(11).map(Number);
+    assert.ok(merged > 0, 'the kernel gathered discards');
+    const listed = new BlockBitmap(tracking.blockCount);
+    tracking.take(listed);
+    assert.equal(tracking.doubt(), undefined);
+    tracking.close();
+    const after = lab.path('after');
+    await copy(disk, after);
+    const [old, now] = [readFileSync(before), readFileSync(after)];
+    let differ = 0;
+    for (let block = 0; block < tracking.blockCount; block++) {
+      const [start, end] = [block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES];
+      if (old.compare(now, start, end, start, end) === 0) continue;
+      differ++;
+      assert.ok(listed.has(block), `block ${block} differs, and is not listed`);
+    }
+    assert.ok(differ >= (FILES / 4) * (FILE_BYTES / BLOCK_BYTES), `discarded blocks read as zeros: ${differ} differ`);
+    assert.ok(listed.count() < differ * 2, `${listed.count()} are listed, ${differ} differ`);
+  });
+
+  await t.test('a disk of the device mapper is backed up live, and compared each time', async (st) => {
+    const lab = new Lab(st);
+    const loop = await loopDevice(lab, 96 * MIB);
+    const name = basename(lab.folder);
+    await run('dmsetup', 'create', name, '--table', `0 ${(96 * MIB) / 512} linear ${loop} 0`);
+    lab.onEnd(() => run('dmsetup', 'remove', '--retry', name));
+    await run('dmsetup', 'mknodes', name);
+    trackerPlace(lab);
+    const disk = `/dev/mapper/${name}`;
+    await run('mkfs.ext4', '-q', '-b', '4096', disk);
+    const at = await lab.mount(disk);
+    const stop = lab.writer(at);
+    const repository = lab.path('repository');
+    const first = await cowbird.backup(disk, repository, { client: lab.client });
+    const second = await cowbird.backup(disk, repository, { client: lab.client });
+    assert.ok(await stop(), 'no write has failed');
+    assert.deepEqual([first.engine, second.engine], ['live', 'live']);
+    assert.match(second.reason, /lvconvert --merge/);
+    assert.deepEqual((await cowbird.verify(repository)).damage, []);
   });
 
   for (const kind of ['loop', 'zram'])
