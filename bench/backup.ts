@@ -24,10 +24,9 @@ const STEP_TIMEOUT_MS = 3_600_000;
 const CHANGED_SHARE = 0.01;
 const SCATTERED_KIB = 4;
 const RUNS_KIB = 1_024;
-const VERSIONS = 10;
 const BYTES_A_STAT_BLOCK = 512;
 
-/** Milliseconds of each program; null where it is not installed. */
+/** Milliseconds of each program; null where it is not installed, or not run in this round. */
 export interface FullRound {
   cowbirdMs: number;
   cowbirdWholeMs: number;
@@ -107,7 +106,7 @@ export async function measureBackup(lab: Lab, scale: Scale, say: (text: string) 
   for (let round = 0; round < rounds; round++) verify.push(await measureVerify(bench, round));
   const verifiedBytes = (await cowbird.verify(bench.repository)).bytesRead;
   say(`verify ${middle(verify, 'verifyMs')} ms, cat ${middle(verify, 'catMs')} ms`);
-  const sizes = await measureSizes(bench);
+  const sizes = await measureSizes(bench, scale.backup.versions);
   return { volumeMib, dataMib, full, fromMemory, next, nextInRuns, verify, verifiedBytes, sizes };
 }
 
@@ -222,7 +221,8 @@ async function measureNext(bench: Bench, round: number): Promise<NextRound> {
     },
     async () => {
       const script = 'rsync --inplace --no-whole-file "$0" "$1" && sync "$1"';
-      if (await isInstalled(bench, 'rsync'))
+      // It takes longer than all the others together.
+      if (round === 0 && (await isInstalled(bench, 'rsync')))
         result.rsyncMs = await timed(bench, 'sh', ['-c', script, bench.origin, old]);
     },
     async () => {
@@ -271,15 +271,15 @@ async function measureVerify(bench: Bench, round: number): Promise<VerifyRound> 
   return result;
 }
 
-/** Ten versions, 1 % changed each; and an overlay each with the same blocks written. */
-async function measureSizes(bench: Bench): Promise<BackupMeasured['sizes']> {
+/** Some versions, 1 % changed each; and an overlay each with the same blocks written. */
+async function measureSizes(bench: Bench, wanted: number): Promise<BackupMeasured['sizes']> {
   const { lab, repository } = bench;
   const { versions } = await cowbird.listVersions(repository);
-  for (let made = versions.length; made < VERSIONS; made++) {
+  for (let made = versions.length; made < wanted; made++) {
     await change(bench, SCATTERED_KIB);
     await backup(bench);
   }
-  await cowbird.prune(repository, { last: VERSIONS });
+  await cowbird.prune(repository, { last: wanted });
   const numbers = (await cowbird.listVersions(repository)).versions.map(({ number }) => number);
   const hasQemu = await isInstalled(bench, 'qemu-io');
   const base = join(repository, 'image');

@@ -31,7 +31,15 @@ export interface Scale {
   workloads: string[] | undefined;
   update: { imageMib: number; fileMib: number; rounds: number };
   /** A sparse volume and the random data in it; and another on a tmpfs. */
-  backup: { volumeMib: number; dataMib: number; memoryVolumeMib: number; memoryDataMib: number; rounds: number };
+  backup: {
+    volumeMib: number;
+    dataMib: number;
+    memoryVolumeMib: number;
+    memoryDataMib: number;
+    rounds: number;
+    /** In the repository, when its size is compared. */
+    versions: number;
+  };
   /** Sparse disks, how much of them is changed, and how many freezes are measured. */
   live: { gib: number[]; changedMib: number[]; rounds: number; freezes: number };
   /** The new file of the part `free-aware`. */
@@ -58,7 +66,7 @@ const FULL: Scale = {
   passIos: { depth1: 8_192, depth16: 32_768 },
   workloads: undefined,
   update: { imageMib: 8_192, fileMib: 6_144, rounds: 7 },
-  backup: { volumeMib: 16_384, dataMib: 8_192, memoryVolumeMib: 6_144, memoryDataMib: 3_072, rounds: 3 },
+  backup: { volumeMib: 16_384, dataMib: 8_192, memoryVolumeMib: 6_144, memoryDataMib: 3_072, rounds: 3, versions: 10 },
   live: { gib: [1, 10, 100], changedMib: [4, 32, 256], rounds: 3, freezes: 50 },
   newFileMib: 512,
   readsMib: 2_048,
@@ -80,14 +88,15 @@ const QUICK: Scale = {
   imageMib: 320,
   fileMib: 96,
   passIos: { depth1: 1_024, depth16: 4_096 },
-  workloads: ['random-read-32', 'random-write-16', 'sequential-write'],
+  workloads: ['random-read-32', 'random-write-16'],
   update: { imageMib: 256, fileMib: 160, rounds: 1 },
-  backup: { volumeMib: 512, dataMib: 256, memoryVolumeMib: 128, memoryDataMib: 64, rounds: 1 },
+  backup: { volumeMib: 512, dataMib: 256, memoryVolumeMib: 128, memoryDataMib: 64, rounds: 1, versions: 3 },
   live: { gib: [1, 4], changedMib: [4], rounds: 1, freezes: 3 },
   newFileMib: 32,
   readsMib: 128,
   timedGib: [1, 64],
   timedRounds: 1,
+  idleVolumes: 8,
   largeGib: 64,
   profileMs: 1_500,
   settleMs: 500,
@@ -102,7 +111,7 @@ const TINY: Scale = {
   passIos: { depth1: 256, depth16: 512 },
   workloads: ['random-read-32', 'random-write-16'],
   update: { imageMib: 96, fileMib: 48, rounds: 1 },
-  backup: { volumeMib: 128, dataMib: 64, memoryVolumeMib: 64, memoryDataMib: 32, rounds: 1 },
+  backup: { volumeMib: 128, dataMib: 64, memoryVolumeMib: 64, memoryDataMib: 32, rounds: 1, versions: 3 },
   live: { gib: [1], changedMib: [1], rounds: 1, freezes: 2 },
   newFileMib: 16,
   readsMib: 48,
