@@ -87,10 +87,12 @@ async function serveVolume(context: EngineContext, volume: Volume): Promise<void
   configureStore(volume);
   await withScratch((scratch) => runStepsAsync(recover(volume.tracer, { worker: 0, scratch })));
   volumes.set(record.id, volume);
-  volume.serve();
+  // Before anybody reads: what is given out again includes what one of our own workers had in hand, and another would do it a second time.
   askAgain(context, fds.fuse);
+  volume.serve();
   if (snapshot === null || snapshot.device === null) return;
   volume.snapshotFuseFd = libc.duplicateFrom(keeper.pid, snapshot.device.fuseFd);
+  askAgain(context, volume.snapshotFuseFd);
   pool.addSession({
     id: snapshot.device.id,
     volumeId: record.id,
@@ -98,7 +100,6 @@ async function serveVolume(context: EngineContext, volume: Volume): Promise<void
     fd: volume.snapshotFuseFd,
     concurrency: record.workers,
   });
-  askAgain(context, volume.snapshotFuseFd);
 }
 
 /** Record and memory name the same mode, or nobody knows which map belongs to which sequence: the series says so. */
