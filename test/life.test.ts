@@ -4,7 +4,7 @@ import { spawn } from 'node:child_process';
 import { describe, it, type TestContext } from 'node:test';
 import { decodeHeader } from '../src/cow/header.js';
 import * as cowbird from '../src/index.js';
-import { CANNOT, copy, digestOf, fill, Lab, MIB, run, until } from './lab.js';
+import { CANNOT, copy, digestOf, fill, Lab, MIB, run, succeeds, until } from './lab.js';
 
 const MINOR = 120;
 
@@ -162,6 +162,52 @@ describe('after a clean stop', { skip: CANNOT }, () => {
       await assert.rejects(cowbird.transitionToSnapshot(MINOR, `${mnt}/.cow2`, {}, lab.client), { code: 'EINVAL' });
     });
   }
+
+  it('direct use of a partition is noticed, though the partition table stays as it is', async (t) => {
+    const lab = new Lab(t);
+    const node = await lab.attached('volume', 300 * MIB);
+    await run(
+      'sh',
+      '-c',
+      `printf 'label: gpt\\nstart=2048,size=520192\\n' | sfdisk -q --no-reread --no-tell-kernel ${node}`,
+    );
+    await run('partx', '-d', node).catch(() => '');
+    await run('addpart', node, '1', '2048', '520192');
+    lab.onEnd(() => succeeds('delpart', node, '1'));
+    await lab.mkfs(`${node}p1`, 'ext4');
+    const mnt = await lab.mount(`${node}p1`);
+    await fill(`${mnt}/a`, 4);
+    await cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 40 * MIB }, lab.client);
+    await cowbird.transitionToIncremental(MINOR, lab.client);
+    await run('umount', mnt);
+    for (const isUsed of [false, true]) {
+      // At once: what was made clean is what the partition had then.
+      await run('delpart', node, '1').catch(() => '');
+      await cowbird.stopDaemon({}, lab.client);
+      if (isUsed) {
+        const direct = await lab.mount(lab.path('volume'), 'direct', '-o', `loop,offset=${MIB}`);
+        await run('touch', `${direct}/x`);
+        await run('umount', direct);
+      }
+      await cowbird.reloadIncremental(lab.link('volume'), '/.cow', MINOR, {}, lab.client);
+      assert.equal((await lab.status(MINOR)).error, isUsed ? -22 : undefined);
+    }
+    assert.match((await lab.status(MINOR)).error_reason ?? '', /used without Cowbird/);
+  });
+
+  it('what another series has tracked meanwhile is not missing from the first one, which is refused', async (t) => {
+    const lab = new Lab(t);
+    const node = await lab.attached('volume', 64 * MIB);
+    await cowbird.setupSnapshot(node, lab.path('first'), MINOR, { storeBytes: 20 * MIB }, lab.client);
+    await cowbird.transitionToIncremental(MINOR, lab.client);
+    await cowbird.stopDaemon({}, lab.client);
+    await cowbird.startDaemon(lab.client);
+    await cowbird.setupSnapshot(lab.link('volume'), lab.path('second'), MINOR, { storeBytes: 20 * MIB }, lab.client);
+    await fill(lab.link('volume'), 1, 'seek=20', 'oflag=direct');
+    await cowbird.destroy(MINOR, lab.client);
+    await cowbird.reloadIncremental(lab.link('volume'), lab.path('first'), MINOR, {}, lab.client);
+    assert.match((await lab.status(MINOR)).error_reason ?? '', /written before it was reloaded/);
+  });
 
   it('a file that does not exist shows as -2 after the mount, an unknown one as -22', async (t) => {
     const { lab, mnt } = await bench(t);

@@ -7,9 +7,12 @@
  * - XFS writes its superblock rarely, but every mount moves the head of its log: the log's cycle numbers are searched for
  *   the head, and the last pieces before it are taken in (layout: XFS on-disk format, "Journaling Log").
  *
- * What it cannot see: a program that writes to the raw origin and leaves all of that alone.
+ * - The same at the beginning of each partition: the first 128 KiB of a disk that has some are only their table.
+ *
+ * What it cannot see: a program that writes to the raw origin and leaves all of that alone. Of what keeps file systems out of sight, or
+ * its own changes elsewhere (LVM, LUKS, f2fs), nothing is believed: the fingerprint is another one each time.
  */
-import { createHash } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import type { BlockDevice, IoBuffer } from '../block/device.js';
 
 const HEAD_BYTES = 131_072;
@@ -18,18 +21,42 @@ const XFS_MAGIC = 0x58465342;
 const XFS = { blockSize: 4, logStart: 48, agBlocks: 84, logBlocks: 96, agBlocksLog: 124 } as const;
 const XLOG_HEADER_MAGIC = 0xfeedbabe;
 const LOG_TAIL_SECTORS = 64;
+const FINGERPRINT_BYTES = 32;
+const OPAQUE_BYTES = 2048;
+const F2FS_AT = 1024;
+const F2FS_MAGIC = 0xf2f52010;
 
-/** SHA-256 over the parts named above. `buffer` holds at least 128 KiB. */
-export function originFingerprint(device: BlockDevice, buffer: IoBuffer): Uint8Array {
+/**
+ * SHA-256 over the parts named above. `buffer` holds at least 128 KiB; `starts` are the bytes at which file systems may begin,
+ * ascending, the first of them 0.
+ */
+export function originFingerprint(device: BlockDevice, buffer: IoBuffer, starts: readonly number[] = [0]): Uint8Array {
   const hash = createHash('sha256');
-  const lengthBytes = Math.min(HEAD_BYTES, device.sizeBytes);
-  device.read(buffer, 0, lengthBytes, 0);
-  hash.update(buffer.bytes.subarray(0, lengthBytes));
-  const head = Buffer.from(buffer.bytes.subarray(0, Math.min(lengthBytes, SECTOR_BYTES)));
-  const log = head.byteLength === SECTOR_BYTES ? xfsLog(head) : undefined;
-  if (log !== undefined && log.offset + log.sectors * SECTOR_BYTES <= device.sizeBytes)
-    hashLogHead(hash, device, buffer, log);
+  for (const start of starts) if (start < device.sizeBytes) hashPlace(hash, device, buffer, start);
   return hash.digest();
+}
+
+type Hash = ReturnType<typeof createHash>;
+
+function hashPlace(hash: Hash, device: BlockDevice, buffer: IoBuffer, start: number): void {
+  const lengthBytes = Math.min(HEAD_BYTES, device.sizeBytes - start);
+  device.read(buffer, 0, lengthBytes, start);
+  if (start > 0) hash.update(`at ${start}`);
+  hash.update(buffer.bytes.subarray(0, lengthBytes));
+  const head = Buffer.from(buffer.bytes.subarray(0, Math.min(lengthBytes, OPAQUE_BYTES)));
+  if (isOpaque(head)) hash.update(randomBytes(FINGERPRINT_BYTES));
+  const log = head.byteLength >= SECTOR_BYTES ? xfsLog(head) : undefined;
+  if (log === undefined) return;
+  const offset = start + log.offset;
+  if (offset + log.sectors * SECTOR_BYTES <= device.sizeBytes) hashLogHead(hash, device, buffer, { ...log, offset });
+}
+
+/** Whether use of what is on it would not show in its first 128 KiB. */
+function isOpaque(head: Buffer): boolean {
+  const text = head.toString('latin1');
+  const hasLabel = [0, 1, 2, 3].some((sector) => text.startsWith('LABELONE', sector * SECTOR_BYTES));
+  const isF2fs = head.byteLength >= F2FS_AT + 4 && head.readUInt32LE(F2FS_AT) === F2FS_MAGIC;
+  return hasLabel || text.startsWith('LUKS\xba\xbe') || isF2fs;
 }
 
 interface XfsLog {
@@ -53,7 +80,7 @@ function xfsLog(head: Buffer): XfsLog | undefined {
 }
 
 /** Finds the first sector whose cycle differs from the first one's, and hashes the sectors before it. */
-function hashLogHead(hash: ReturnType<typeof createHash>, device: BlockDevice, buffer: IoBuffer, log: XfsLog): void {
+function hashLogHead(hash: Hash, device: BlockDevice, buffer: IoBuffer, log: XfsLog): void {
   const view = new DataView(buffer.bytes.buffer, buffer.bytes.byteOffset, SECTOR_BYTES);
   const cycleAt = (sector: number): number => {
     device.read(buffer, 0, SECTOR_BYTES, log.offset + sector * SECTOR_BYTES);

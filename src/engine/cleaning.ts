@@ -1,5 +1,6 @@
 /** Making the COW file of a tracked volume clean, so that tracking can go on after the daemon has ended. */
 import { originFingerprint } from '../cow/fingerprint.js';
+import { deviceNumbersOn } from '../sys/blkdev.js';
 import { codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 import { goClean } from '../tracer/cleaning.js';
 import type { StoreOnDevice } from '../tracer/index-io.js';
@@ -35,6 +36,12 @@ export async function ensureDirty({ memory, tracer }: Volume): Promise<void> {
   await withScratch((scratch) => runStepsAsync(tracer.makeDirty({ worker: 0, scratch })));
 }
 
+/** Where on a volume file systems may begin: at 0, with each partition, and where the COW file's own one does. */
+function placesOfFileSystems(node: string, ownStart: number): number[] {
+  const starts = deviceNumbersOn(node).flatMap(({ startBytes }) => (startBytes === null ? [] : [startBytes]));
+  return [...new Set([0, ownStart, ...starts])].sort((a, b) => a - b);
+}
+
 /** Makes the COW file clean. Returns false when writes came in between; the next look tries again. */
 export async function makeClean(context: EngineContext, target: Tracked): Promise<boolean> {
   const { volume, snapshot } = target;
@@ -43,16 +50,17 @@ export async function makeClean(context: EngineContext, target: Tracked): Promis
     dropTrust(context, volume);
     return false;
   }
+  const starts = placesOfFileSystems(volume.record.device.node, snapshot.startBytes);
   try {
     return await withScratch((buffer) =>
       runStepsAsync(
         goClean(tracer, {
           store: storeOf(target),
           buffer,
-          fingerprint: () => originFingerprint(volume.origin, buffer),
+          fingerprint: () => originFingerprint(volume.origin, buffer, starts),
           header: (changedBlocks, fingerprint) => {
             // The series is saved first: without the header it is only a promise, the header without it is of no use.
-            saveSeries(context, volume, fingerprint);
+            saveSeries(context, volume, { fingerprint, starts });
             return headerFor(volume, snapshot, { clean: true, changedBlocks, fingerprint });
           },
         }),

@@ -134,10 +134,12 @@ export interface SavedSeries {
   fsType: string;
   nextSlot: number;
   cacheBytes: number;
-  /** Hex SHA-256 of the origin's superblock as it was when the file became clean; empty when it never did. */
+  /** Hex SHA-256 of the origin's superblocks as they were when the file became clean; empty when it never did. */
   fingerprint: string;
   /** Of a snapshot that knows free blocks, and of the incremental mode after it. */
   free?: FreeBlocks | undefined;
+  /** Where on the origin its fingerprint was taken, in bytes, ascending, the first 0. @default [0] */
+  starts?: number[] | undefined;
 }
 
 /** A volume as it is attached again at the next start. */

@@ -173,7 +173,7 @@ async function verifyAndLoad(
         uuid: Buffer.from(saved.uuid, 'hex'),
         sequenceId: saved.sequenceId,
         requireHeader: (header) => requireHeader(header, saved),
-        fingerprint: () => originFingerprint(volume.origin, buffer),
+        fingerprint: () => originFingerprint(volume.origin, buffer, saved.starts),
         expectedFingerprint: Buffer.from(saved.fingerprint, 'hex'),
         firstPlace: dataOffsetBytes(volume.blockCount) / BLOCK_BYTES,
         endPlace: saved.store.placeCount,

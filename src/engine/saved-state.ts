@@ -60,6 +60,8 @@ const Series = v.object({
   fingerprint: v.pipe(v.string(), v.regex(/^([0-9a-f]{64})?$/)),
   // Without a default: what an older version has saved must come out as it was, for its checksum.
   free: v.optional(v.object({ blocks: WholeNumber, sha256: v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/)) })),
+  /** Where file systems begin; absent: at 0 alone. */
+  starts: v.optional(v.array(WholeNumber)),
 });
 
 const SeriesFile = v.object({ checksum: v.string(), series: Series });

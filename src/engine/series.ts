@@ -8,8 +8,15 @@ import type { SavedSeries } from './records.js';
 import { encodeSeries, seriesPath } from './saved-state.js';
 import type { Volume } from './volume.js';
 
-/** Saves what a volume's series is now; with the fingerprint of the origin when its COW file becomes clean. */
-export function saveSeries(context: EngineContext, volume: Volume, fingerprint: Uint8Array | undefined): void {
+/** What proves that nobody has used the origin since, and where on it was looked. */
+export interface Proof {
+  fingerprint: Uint8Array;
+  /** Bytes at which file systems may begin, ascending; the first is 0. */
+  starts: readonly number[];
+}
+
+/** Saves what a volume's series is now; with the proof when its COW file becomes clean. */
+export function saveSeries(context: EngineContext, volume: Volume, proof: Proof | undefined): void {
   const { snapshot } = volume.record;
   if (snapshot === null || snapshot.file.path === '') return;
   const saved: SavedSeries = {
@@ -27,8 +34,9 @@ export function saveSeries(context: EngineContext, volume: Volume, fingerprint: 
     fsType: snapshot.fsType,
     nextSlot: volume.memory.get(Word.NEXT_SLOT) >>> 0,
     cacheBytes: snapshot.cacheBytes,
-    fingerprint: fingerprint === undefined ? '' : Buffer.from(fingerprint).toString('hex'),
+    fingerprint: proof === undefined ? '' : Buffer.from(proof.fingerprint).toString('hex'),
     ...(snapshot.free === undefined ? {} : { free: snapshot.free }),
+    ...(proof === undefined || proof.starts.length < 2 ? {} : { starts: [...proof.starts] }),
   };
   const path = seriesPath(context.paths.stateDir, snapshot.uuid);
   mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
