@@ -40,6 +40,8 @@ export class StoreMap {
   readonly config: StoreConfig;
   readonly slotCount: number;
   readonly #byBlock: StoreExtent[];
+  /** Of each run of slots, its first slot. */
+  readonly #firstSlots: Float64Array;
 
   constructor(config: StoreConfig) {
     let next = 0;
@@ -49,7 +51,13 @@ export class StoreMap {
     }
     assert(config.kind !== 'origin' || next === config.placeCount, 'store extents cover the COW file');
     this.config = config;
-    this.slotCount = config.slots.reduce((sum, run) => sum + run.count, 0);
+    this.#firstSlots = new Float64Array(config.slots.length);
+    let slots = 0;
+    for (const [i, run] of config.slots.entries()) {
+      this.#firstSlots[i] = slots;
+      slots += run.count;
+    }
+    this.slotCount = slots;
     this.#byBlock = config.kind === 'origin' ? [...config.extents].sort((a, b) => a.block - b.block) : [];
   }
 
@@ -59,12 +67,11 @@ export class StoreMap {
 
   /** The place of a slot, and how many slots from there lie in consecutive places. */
   placeOfSlot(slot: number): { place: number; run: number } {
-    let left = slot;
-    for (const run of this.config.slots) {
-      if (left < run.count) return { place: run.place + left, run: run.count - left };
-      left -= run.count;
-    }
-    throw new Error(`Slot ${slot} is beyond the store's ${this.slotCount}`);
+    const at = upperBound(this.#firstSlots, (first) => first > slot) - 1;
+    const run = this.config.slots[at];
+    const into = slot - (this.#firstSlots[at] ?? 0);
+    if (run === undefined || into >= run.count) throw new Error(`Slot ${slot} is beyond the store's ${this.slotCount}`);
+    return { place: run.place + into, run: run.count - into };
   }
 
   /** The places of `count` slots from `slot` on, in their order. */
@@ -112,13 +119,13 @@ export class StoreMap {
 }
 
 /** First index whose element satisfies a predicate that is false, then true, along the array. */
-function upperBound(extents: readonly StoreExtent[], isAbove: (extent: StoreExtent) => boolean): number {
+function upperBound<T>(sorted: ArrayLike<T>, isAbove: (element: T) => boolean): number {
   let low = 0;
-  let high = extents.length;
+  let high = sorted.length;
   while (low < high) {
     const middle = (low + high) >>> 1;
-    const extent = extents[middle];
-    if (extent !== undefined && isAbove(extent)) high = middle;
+    const element = sorted[middle];
+    if (element !== undefined && isAbove(element)) high = middle;
     else low = middle + 1;
   }
   return low;

@@ -68,6 +68,8 @@ export function applySwitch(memory: VolumeMemory, change: Switch): void {
       memory.set(Word.MODE, change.mode === 'snapshot' ? Mode.SNAPSHOT : Mode.INCREMENTAL);
       break;
     case 'end':
+      // What was written meanwhile is in the list of this series, and in that of no other one.
+      memory.set(Word.WRITTEN, 1);
       memory.set(Word.MODE, Mode.PASSTHROUGH);
       memory.set(Word.FAILED, 0);
       memory.set(Word.FREE, 0);
@@ -146,16 +148,14 @@ function* keptInPlace(before: StoreConfig, store: StoreConfig): Generator<{ bloc
   if (store.kind !== 'origin') return;
   const map = new StoreMap(store);
   let place = before.placeCount;
-  while (place < store.placeCount) {
-    const free = store.slots.find((run) => run.place <= place && place < run.place + run.count);
-    if (free !== undefined) {
-      place = free.place + free.count;
-      continue;
+  // Slots ascend: this is done while everybody waits, and there may be as many runs as there are places.
+  for (const free of [...store.slots, { place: store.placeCount, count: 0 }]) {
+    while (place < free.place) {
+      const { offset, run } = map.locate(place);
+      const count = Math.min(run, free.place - place);
+      yield { block: offset / BLOCK_BYTES, count };
+      place += count;
     }
-    const next = Math.min(store.placeCount, ...store.slots.filter((run) => run.place > place).map((run) => run.place));
-    const { offset, run } = map.locate(place);
-    const count = Math.min(run, next - place);
-    yield { block: offset / BLOCK_BYTES, count };
-    place += count;
+    place = Math.max(place, free.place + free.count);
   }
 }
