@@ -1,10 +1,10 @@
 /** A volume is a real block device to everything that uses one. */
 import assert from 'node:assert/strict';
-import { closeSync, openSync, readSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, openSync, readlinkSync, readSync, rmSync, symlinkSync } from 'node:fs';
 import { describe, it } from 'node:test';
 import * as cowbird from '../src/index.js';
 import { killEngine, restarts, untilRestarted } from './killing.js';
-import { CANNOT, copy, digestOf, fill, Lab, MIB, run } from './lab.js';
+import { CANNOT, copy, digestOf, fill, Lab, MIB, run, succeeds, until } from './lab.js';
 
 const MINOR = 140;
 
@@ -88,6 +88,74 @@ describe('a volume', { skip: CANNOT }, () => {
     await fill(`${mnt}/a`, 10);
     assert.equal(digestOf('/dev/cowbird140'), digestOf(lab.path('image')));
     await cowbird.destroy(MINOR, lab.client);
+  });
+
+  it('has the sectors of the disk that its image lies on, where these are larger', async (t) => {
+    const lab = new Lab(t);
+    const disk = (await run('losetup', '-f', '--show', '-b', '4096', lab.image('large-sectors', 96 * MIB))).trim();
+    lab.onEnd(() => run('losetup', '-d', disk));
+    await lab.mkfs(disk, 'ext4');
+    const at = await lab.mount(disk, 'mnt-disk');
+    for (const [name, bytes] of Object.entries({ odd: 32 * MIB + 512, image: 32 * MIB }))
+      await run('truncate', '-s', String(bytes), `${at}/${name}`);
+    await assert.rejects(cowbird.attach(`${at}/odd`, { name: `odd-${lab.tag}` }, lab.client), {
+      code: 'EINVAL',
+      message: /truncate -s %4096/,
+    });
+    const { device } = await cowbird.attach(`${at}/image`, { name: `image-${lab.tag}` }, lab.client);
+    // Before what it lies on is unmounted.
+    lab.onEnd(() => cowbird.detach(device, lab.client));
+    assert.equal((await run('blockdev', '--getss', device)).trim(), '4096');
+    await lab.mkfs(device, 'ext4');
+    const mnt = await lab.mount(device);
+    await fill(`${mnt}/a`, 4);
+    await run('dd', `if=${device}`, 'of=/dev/null', 'bs=4096', 'iflag=direct', 'status=none');
+  });
+
+  it('whose snapshot’s device cannot be made holds up nobody else, and gets it when that can be', async (t) => {
+    const lab = new Lab(t);
+    const node = await lab.attached('volume', 64 * MIB);
+    const link = `/dev/cowbird${MINOR}`;
+    const store = (name: string): string => lab.path(name);
+    await cowbird.setupSnapshot(node, store('first'), MINOR, { storeBytes: 20 * MIB }, lab.client);
+    await cowbird.transitionToIncremental(MINOR, lab.client);
+    rmSync(link, { force: true });
+    symlinkSync('/dev/null', link);
+    lab.onEnd(async () => {
+      if (readlinkSync(link) === '/dev/null') rmSync(link);
+    });
+    const next = cowbird.transitionToSnapshot(MINOR, store('second'), { storeBytes: 20 * MIB }, lab.client);
+    await assert.rejects(next, { outcome: 'partial' });
+    const other = await lab.attached('other', 10 * MIB);
+    assert.equal((await lab.status(MINOR)).state, 3, 'the snapshot is taken');
+    await cowbird.detach(other, lab.client);
+    rmSync(link);
+    await until('it has its device', () => existsSync(link), 10_000);
+    await cowbird.destroy(MINOR, lab.client);
+  });
+
+  it('whose operation failed behind the switch is ended with nothing left of it', async (t) => {
+    const lab = new Lab(t);
+    const state = lab.path('state');
+    mkdirSync(state);
+    await run('mount', '-t', 'tmpfs', '-o', 'size=1m,mode=700', 'none', state);
+    lab.onEnd(() => succeeds('umount', '-l', state));
+    const node = await lab.attached('volume', 100 * MIB);
+    await lab.mkfs(node, 'ext4');
+    const mnt = await lab.mount(node);
+    await succeeds('dd', 'if=/dev/zero', `of=${state}/filler`, 'bs=4k', 'status=none');
+    await assert.rejects(cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 20 * MIB }, lab.client), {
+      code: 'ENOSPC',
+    });
+    rmSync(`${state}/filler`);
+    const { devices } = await cowbird.info(undefined, lab.client);
+    if (devices.length > 0) await cowbird.destroy(MINOR, lab.client);
+    assert.ok(!existsSync(`${mnt}/.cow`), 'the COW file is gone');
+    assert.deepEqual((await cowbird.info(undefined, lab.client)).devices, []);
+    // Nothing of it comes back with the next one.
+    await cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 20 * MIB }, lab.client);
+    await cowbird.destroy(MINOR, lab.client);
+    assert.ok(!existsSync(`${mnt}/.cow`));
   });
 
   it('can be frozen, and is read-only when its origin is', async (t) => {

@@ -20,7 +20,7 @@ import { failPoint } from './fail-points.js';
 import { announce, describeSwitch, finish, performSwitch, undoByTruncating } from './pending.js';
 import type { SnapshotRecord } from './records.js';
 import type { HelperSession } from './services.js';
-import { locateAndProve } from './store-setup.js';
+import { locateAndProve, writeTimeMs } from './store-setup.js';
 import { requireTransition, saveRecord, type Tracked, tracked } from './tracking.js';
 import type { Volume } from './volume.js';
 
@@ -89,10 +89,12 @@ async function grow(context: EngineContext, target: Tracked, bytes: number, rese
     withHelper(context, async (helper) => {
       const back = undoByTruncating(file, snapshot);
       await announce(context, undo, volume, back);
-      await helper.call('growStore', { file, fromBytes, toBytes, reservedBytes, immutable }, GROW_TIMEOUT_MS);
+      // Before it is called: a helper that takes too long is ended, and cleans up nothing.
       undo.add('cut the COW file to its old length', () =>
         withHelper(context, (other) => other.call('truncateStore', { file, lengthBytes: fromBytes, immutable })),
       );
+      const timeoutMs = GROW_TIMEOUT_MS + writeTimeMs(bytes);
+      await helper.call('growStore', { file, fromBytes, toBytes, reservedBytes, immutable }, timeoutMs);
       failPoint('store-grown');
       const extents = await extentsAfter(helper, target, toBytes);
       const placeCount = Math.floor(toBytes / BLOCK_BYTES);

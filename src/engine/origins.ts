@@ -1,6 +1,7 @@
 /** Opening what the keeper holds for life: origins, claimed, and stores of their own. */
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs';
 import { blockDeviceSizeBytes, isReadOnlyDevice, logicalSectorBytes } from '../sys/blkdev.js';
+import { directAlignment } from '../sys/direct-alignment.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import { tryLockImage } from '../sys/fsfile.js';
 import * as libc from '../sys/libc.js';
@@ -61,6 +62,12 @@ function openClaimed(path: string, flags: number, writable: boolean): number {
 
 function describeOrigin(path: string, fd: number, isFile: boolean, writable: boolean): OpenedOrigin {
   const bytes = isFile ? fstatSync(fd).size : blockDeviceSizeBytes(fd);
+  const sectorBytes = isFile ? transferBytes(fd) : logicalSectorBytes(fd);
+  if (isFile && sectorBytes > SECTOR_BYTES && bytes % sectorBytes !== 0)
+    throw new CowbirdError(
+      'EINVAL',
+      `${path} has ${bytes} bytes, and lies on a disk that is read and written in ${sectorBytes}: make it longer with truncate -s %${sectorBytes}`,
+    );
   const sizeBytes = bytes - (bytes % SECTOR_BYTES);
   const blockCount = Math.ceil(sizeBytes / BLOCK_BYTES);
   if (blockCount === 0) throw new CowbirdError('EINVAL', `${path} has ${bytes} bytes, which is less than one sector`);
@@ -76,10 +83,26 @@ function describeOrigin(path: string, fd: number, isFile: boolean, writable: boo
     originFd: fd,
     memoryFd: libc.memfdCreate('cowbird-volume', layoutFor(blockCount).totalBytes),
     sizeBytes,
-    logicalSectorBytes: isFile ? SECTOR_BYTES : logicalSectorBytes(fd),
+    logicalSectorBytes: sectorBytes,
     isFile,
     readOnly: !writable,
   };
+}
+
+/**
+ * The least that can be read past the page cache of a file: its file system's disk may have larger sectors than 512 bytes. A kernel that
+ * does not say it refuses to read less, unless it is of a hole.
+ */
+function transferBytes(fd: number): number {
+  const told = directAlignment(fd);
+  if (told !== undefined && told > 0) return told > SECTOR_BYTES ? BLOCK_BYTES : SECTOR_BYTES;
+  const memory = libc.mapPages(BLOCK_BYTES);
+  try {
+    const isRefused = libc.fast.pread(fd, memory.address, SECTOR_BYTES, 0) < 0 && libc.lastErrno() === EINVAL;
+    return isRefused ? BLOCK_BYTES : SECTOR_BYTES;
+  } finally {
+    libc.unmap(memory);
+  }
 }
 
 function refuseOtherFormats(fd: number, path: string): void {

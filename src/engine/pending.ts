@@ -104,7 +104,9 @@ export async function describeSwitches(
 ): Promise<void> {
   parts.forEach(({ volume, change, next, leaveFile = false }, i) => {
     const { pending, snapshot } = volume.record;
-    const base = pending ?? { requestId: currentRequestId(), undo: null, old: snapshot };
+    // One that has switched, and failed behind it, is nobody's any more: its undo would take back what is in use by now.
+    const announced = pending?.change === null ? pending : undefined;
+    const base = announced ?? { requestId: currentRequestId(), undo: null, old: snapshot };
     volume.memory.set(Word.SWITCH, SwitchState.BEFORE);
     const hook = i === 0 && postThaw !== undefined ? { postThaw } : {};
     volume.record.pending = { ...base, change, next, leaveFile, ...extra, ...hook };

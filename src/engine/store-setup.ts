@@ -34,8 +34,15 @@ export interface PreparedStore {
   ownFd: number | undefined;
 }
 
-/** Time for allocating and zeroing a large file. */
+/** Time for allocating a large file; what is written of it takes more. */
 const CREATE_TIMEOUT_MS = 120_000;
+/** Slower than this is a disk that hangs. */
+const WRITTEN_BYTES_PER_MS = 10_000;
+
+/** How long the writing of so much may take at most, beside all the rest. */
+export function writeTimeMs(lengthBytes: number): number {
+  return Math.ceil(lengthBytes / WRITTEN_BYTES_PER_MS);
+}
 
 export interface StoreRequest {
   path: string;
@@ -74,7 +81,7 @@ export async function prepareStore(
       onVolumeOnly: request.onVolumeOnly,
       volumeNodes: [...context.volumes.values()].map((other) => other.record.device.node),
     },
-    CREATE_TIMEOUT_MS,
+    CREATE_TIMEOUT_MS + writeTimeMs(indexBytes),
   );
   const file: StoreFile = { path: created.path, dev: created.dev, ino: created.ino };
   await announce(context, undo, volume, { kind: 'unlink', file });
@@ -161,8 +168,10 @@ export async function locateAndProve(
   const offsets = ordered.map((place) => place * BLOCK_BYTES);
   const { nonces } = await helper.call('writeNonces', { file, offsets });
   await withScratch((buffer) => {
+    let at = 0;
     ordered.forEach((place, i) => {
-      const extent = extents.find((candidate) => candidate.place <= place && place < candidate.place + candidate.count);
+      while (place >= (extents[at]?.place ?? 0) + (extents[at]?.count ?? Number.POSITIVE_INFINITY)) at++;
+      const extent = extents[at];
       if (extent === undefined) throw new Error(`Place ${place} has an extent`);
       const offset = (extent.block + place - extent.place) * BLOCK_BYTES;
       volume.origin.read(buffer, 0, BLOCK_BYTES, offset);

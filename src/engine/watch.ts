@@ -20,6 +20,8 @@ const EUCLEAN = 117;
 /** Before a file is said to be gone or moved. */
 const LOOKS = 2;
 const FILL_MARKS = [95, 80] as const;
+/** A name that somebody else has, or no loop device that is free: not five times a second. */
+const DEVICE_AGAIN_MS = 2_000;
 
 /** One look at everything that is tracked. Under the engine's lock. */
 export class Watch {
@@ -30,6 +32,10 @@ export class Watch {
   readonly #states = new Map<string, string>();
   readonly #reportedFailures = new Map<string, number>();
   readonly #reportedFill = new Map<string, number>();
+  /** Of volumes that could not be looked at, why, as it was reported last. */
+  readonly #reportedProblems = new Map<string, string>();
+  /** When a snapshot's device that could not be made is tried again. */
+  readonly #deviceAgainMs = new Map<string, number>();
 
   constructor(context: EngineContext) {
     this.#context = context;
@@ -39,7 +45,19 @@ export class Watch {
     const targets = this.#tracked();
     if (targets.length === 0) return;
     const mounts = allMounts();
-    for (const target of targets) await this.#lookAt(target, mounts);
+    for (const target of targets) {
+      const { id, name } = target.volume.record;
+      try {
+        await this.#lookAt(target, mounts);
+        this.#reportedProblems.delete(id);
+      } catch (error) {
+        // Of this volume alone: the others, and the operations that end it, go on.
+        const message = `${name}: ${messageOf(error)}`;
+        if (this.#reportedProblems.get(id) === message) continue;
+        this.#reportedProblems.set(id, message);
+        this.#context.emit({ event: 'watch.failed', level: 'error', message });
+      }
+    }
   }
 
   #tracked(): Tracked[] {
@@ -74,7 +92,12 @@ export class Watch {
     const { snapshot, volume } = target;
     if (volume.record.snapshot?.sequenceId !== snapshot.sequenceId) return;
     const wanted = snapshot.mode === 'snapshot' && !snapshot.unverified && volume.memory.get(Word.FAILED) === 0;
-    if (wanted && snapshot.device === null) await openSnapshotDevice(this.#context, target);
+    if (!wanted || snapshot.device !== null) return;
+    const key = `${volume.record.id} ${snapshot.sequenceId}`;
+    if ((this.#deviceAgainMs.get(key) ?? 0) > Date.now()) return;
+    this.#deviceAgainMs.set(key, Date.now() + DEVICE_AGAIN_MS);
+    await openSnapshotDevice(this.#context, target);
+    this.#deviceAgainMs.delete(key);
   }
 
   /** The first look at a series, and the first one of an engine, only takes note. */

@@ -5,6 +5,7 @@
  * submitted is complete (exit_aio() in fs/aio.c). So nothing that a dead engine had in hand can land after its successor's
  * answers. A ring is taken down behind the process's back instead.
  */
+import { aioDestroy, aioGetEvents, aioSetup, aioSubmit } from './aio-calls.js';
 import { assert } from './errors.js';
 import * as libc from './libc.js';
 
@@ -49,13 +50,13 @@ export class AioQueue {
 
   /** A queue for this thread; undefined where the kernel has none, or no more (fs.aio-max-nr). */
   static open(slots: number): AioQueue | undefined {
-    const context = libc.aioSetup(slots);
+    const context = aioSetup(slots);
     return context === undefined ? undefined : new AioQueue(context, slots);
   }
 
   /** Gives the context and its memory back. Everything must be complete; nothing of this may be used any more. */
   close(): void {
-    libc.aioDestroy(this.#context);
+    aioDestroy(this.#context);
     libc.unmap(this.#memory);
   }
 
@@ -99,7 +100,7 @@ export class AioQueue {
     this.#vectors = 0;
     let taken = 0;
     while (taken < count) {
-      const result = libc.aioSubmit(this.#context, count - taken, this.#address + this.#pointersAt + taken * 8);
+      const result = aioSubmit(this.#context, count - taken, this.#address + this.#pointersAt + taken * 8);
       if (result <= 0) break;
       taken += result;
     }
@@ -108,7 +109,7 @@ export class AioQueue {
 
   /** Waits until at least `least` transfers are complete; tells each. `on` may prepare new ones. */
   reap(least: number, most: number, on: (slot: number, result: number) => void): void {
-    const count = libc.aioGetEvents(this.#context, least, most, this.#address + this.#eventsAt);
+    const count = aioGetEvents(this.#context, least, most, this.#address + this.#eventsAt);
     for (let i = 0; i < count; i++) {
       const at = this.#eventsAt + i * EVENT_BYTES;
       // Results are far below 2^31, in either direction.

@@ -48,6 +48,11 @@ const raw = {
   syscall: c.func('syscall', 'int64_t', ['int64_t', 'int64_t', 'int64_t', 'int64_t', 'int64_t', 'int64_t', 'int64_t']),
 } as const;
 
+/** A system call without a wrapper here: its result, negative where it failed ({@link lastErrno}). */
+export function syscall(number: number, a: number, b = 0, c = 0, d = 0, e = 0, f = 0): number {
+  return raw.syscall(number, a, b, c, d, e, f);
+}
+
 /** The calling thread's errno after a call of this module that returned -1. */
 export function lastErrno(): number {
   return koffi.errno();
@@ -343,41 +348,4 @@ const CLOSE_RANGE_CLOEXEC = 4;
 /** Marks every descriptor from `first` up as close-on-exec, so that a child inherits none of them (Linux 5.11). */
 export function closeOnExecFrom(first: number): void {
   check(raw.syscall(SYS_CLOSE_RANGE, first, 0x7fffffff, CLOSE_RANGE_CLOEXEC, 0, 0, 0), 'close_range');
-}
-
-/** io_setup, io_destroy, io_getevents, io_submit: x86-64 and the generic table (arm64). */
-const SYS_AIO =
-  process.arch === 'arm64'
-    ? { setup: 0, destroy: 1, submit: 2, getEvents: 4 }
-    : { setup: 206, destroy: 207, submit: 209, getEvents: 208 };
-
-/** A context for so many transfers at a time (io_setup(2)); undefined where there is none to be had. */
-export function aioSetup(transfers: number): number | undefined {
-  const context = mapLocked(8);
-  try {
-    if (raw.syscall(SYS_AIO.setup, transfers, context.address, 0, 0, 0, 0) < 0) return undefined;
-    return Number(new DataView(context.bytes).getBigUint64(0, true));
-  } finally {
-    unmap(context);
-  }
-}
-
-/** Gives a context back, when nothing is under way in it any more (io_destroy(2)). */
-export function aioDestroy(context: number): void {
-  check(raw.syscall(SYS_AIO.destroy, context, 0, 0, 0, 0, 0), 'io_destroy');
-}
-
-/** io_submit(2) of `count` pointers to transfers at an address: how many were taken, or a negative number. */
-export function aioSubmit(context: number, count: number, address: number): number {
-  return raw.syscall(SYS_AIO.submit, context, count, address, 0, 0, 0);
-}
-
-/** io_getevents(2), without a time limit: how many there are. */
-export function aioGetEvents(context: number, least: number, most: number, address: number): number {
-  for (;;) {
-    const count = raw.syscall(SYS_AIO.getEvents, context, least, most, address, 0, 0);
-    if (count >= 0) return count;
-    const errno = koffi.errno();
-    if (errno !== 4) throw new SystemError('io_getevents', errno);
-  }
 }
