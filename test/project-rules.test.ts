@@ -221,7 +221,9 @@ test('the package holds the programs and the library, and neither tests nor maps
     'Add these to "files" of package.json (or build first: npm run build):',
   );
   const unwanted = files.filter((path) =>
-    /\.test\.|\.map$|^dist\/(test|examples|bench)\/|^(src|test|bench)\/|tsbuildinfo/.test(path),
+    /\.test\.|\/(testing|testing-contents|scenario)\.|\.map$|^dist\/(test|examples|bench)\/|^(src|test|bench)\/|tsbuildinfo/.test(
+      path,
+    ),
   );
   expectNone(unwanted, 'Leave these out by "files" of package.json:');
 });

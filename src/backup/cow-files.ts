@@ -95,10 +95,15 @@ function isOnVolume({ root }: CowPlaces, path: string): boolean {
   return root !== undefined && dirname(path) === resolve(root);
 }
 
-/** A COW file in use, where it is in the root of the volume's own file system. */
-export function ownCowFile(places: CowPlaces, path: string): { name: string; inode: number } | undefined {
-  const stats = isOnVolume(places, path) ? lstatSync(path, { throwIfNoEntry: false }) : undefined;
-  return stats === undefined ? undefined : { name: basename(path), inode: stats.ino };
+/**
+ * A COW file in use, where it is in the root of the volume's own file system. `cowFile` is as the status has it: from there, if it is
+ * on the volume, and else a path of this machine, at which there is none on the volume.
+ */
+export function ownCowFile({ root }: CowPlaces, cowFile: string): { name: string; inode: number } | undefined {
+  const name = basename(cowFile);
+  if (root === undefined || cowFile !== `/${name}`) return undefined;
+  const stats = lstatSync(join(root, name), { throwIfNoEntry: false });
+  return stats === undefined ? undefined : { name, inode: stats.ino };
 }
 
 function storeFor(sizeBytes: number, savedBytes: number): number {

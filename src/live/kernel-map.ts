@@ -6,15 +6,29 @@
  * `ready` = 1. Whoever finds it not ready while holding the disk's lock has found the remains of a killed process, and removes them:
  * links first, which detaches the programs.
  */
-import { randomBytes } from 'node:crypto';
 import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { BpfObject, mapPinnedArray, openPinned, recursionMisses } from '../sys/bpf.js';
+import { BpfObject, recursionMisses } from '../sys/bpf.js';
 import { assert } from '../sys/errors.js';
 import { close, type Mapping, unmap } from '../sys/libc.js';
 import { BLOCK_BYTES } from './bitmap.js';
 import type { DeviceView, DiskKind } from './device-view.js';
+import {
+  allProgramsOf,
+  DEVICE_BYTES,
+  describe,
+  KINDS,
+  MAPS,
+  NOTES,
+  type Opened,
+  openPins,
+  PROGRAMS,
+  pinName,
+  STATE,
+  setReady,
+  TEXT_BYTES,
+} from './kernel-map-pins.js';
 import { noteCount, possibleCpus } from './kernel-map-sizes.js';
 import { pause } from './pause.js';
 import { CONFIRM_MS, type Note, type Reading, sectorDoubt, surplusAtStart } from './sector-account.js';
@@ -26,31 +40,6 @@ export const OBJECT_PATH = fileURLToPath(new URL('../../../bpf/tracker.bpf.o', i
 export const PAGE_BLOCKS = 32_768;
 export const PAGE_BYTES = PAGE_BLOCKS / 8;
 const PAGE_WORDS = PAGE_BYTES / 4;
-
-const MAGIC = 0x4257_4f43;
-/** Of `struct state`, `struct cpu` and what the maps mean. A later Cowbird that changes them has another number. */
-const LAYOUT = 4;
-const KINDS = ['request', 'bio'] as const satisfies DiskKind[];
-
-/** Offsets in `struct state`. */
-const STATE = {
-  magic: 0,
-  layout: 4,
-  ready: 8,
-  kind: 12,
-  major: 16,
-  minor: 20,
-  words: 24,
-  cpus: 28,
-  blockCount: 32,
-  diskBytes: 40,
-  device: 48,
-  mapId: 112,
-  since: 144,
-  counters: 176,
-} as const;
-const DEVICE_BYTES = 64;
-const TEXT_BYTES = 32;
 
 /** In the order of `struct state`: what each counter says once it has grown. */
 const COUNTERS = [
@@ -77,16 +66,6 @@ const NOTE_WORDS = 4;
 const NOTE = { address: 0, first: 1, bytes: 2, start: 3 } as const;
 const COMPLETE = 0;
 const QUEUE = 1;
-
-const PROGRAMS = { request: ['request'], bio: ['complete', 'queue'] } as const satisfies Record<DiskKind, string[]>;
-const STEPS = [1, 2, 3] as const;
-const programsOf = (triple: string): string[] => STEPS.map((step) => `${triple}_${step}`);
-/** Programs that may be missed: what they do not note, the triples see. */
-const SINGLES = { request: ['issue'], bio: [] } as const satisfies Record<DiskKind, string[]>;
-/** Where they note what is under way. The first can be mapped, and is read here. */
-const NOTES = { request: 'requests', bio: 'bios' } as const satisfies Record<DiskKind, string>;
-/** All programs of a disk, those that see first: what was noted before they did would never end. */
-const allProgramsOf = (kind: DiskKind): string[] => [...PROGRAMS[kind].flatMap(programsOf), ...SINGLES[kind]];
 
 /** In `summary`, where the programs only ever write 1. */
 const BEING_READ = 2;
@@ -331,89 +310,4 @@ export class KernelMap {
     for (let at = kind * CPU_WORDS + word; at < this.#cpus.length; at += 2 * CPU_WORDS) sum += Number(this.#cpus[at]);
     return sum;
   }
-}
-
-const MAPS = ['.bss', 'dirty', 'summary', 'cpus'] as const;
-/** bpffs takes no names with dots. */
-const pinName = (map: string): string => (map === '.bss' ? 'map_state' : `map_${map}`);
-
-interface Opened {
-  state: Mapping;
-  dirty: Mapping;
-  summary: Mapping;
-  cpus: Mapping;
-  mappings: Mapping[];
-  programFds: number[];
-  linkFds: number[];
-  notes: Mapping | undefined;
-}
-
-const GONE = 'the map of changed blocks is not in the kernel any more';
-
-function openPins(folder: string): Opened | { reason: string } {
-  const mappings: Mapping[] = [];
-  const fds: number[] = [];
-  const giveUp = (reason: string): { reason: string } => {
-    for (const fd of fds) close(fd);
-    for (const mapping of mappings) unmap(mapping);
-    return { reason };
-  };
-  const map = (name: string): Mapping | undefined => {
-    const mapping = mapPinnedArray(join(folder, pinName(name)));
-    if (mapping !== undefined) mappings.push(mapping);
-    return mapping;
-  };
-  const open = (name: string): boolean => {
-    const fd = openPinned(join(folder, name));
-    if (fd !== undefined) fds.push(fd);
-    return fd !== undefined;
-  };
-  const [state, dirty, summary, cpus] = MAPS.map(map);
-  if (state === undefined || dirty === undefined || summary === undefined || cpus === undefined) return giveUp(GONE);
-  const view = new DataView(state.bytes);
-  if (view.getUint32(STATE.magic, true) !== MAGIC || view.getUint32(STATE.layout, true) !== LAYOUT)
-    return giveUp('the map in the kernel was made by a version of Cowbird that this one does not know');
-  if (view.getUint32(STATE.ready, true) !== 1) return giveUp('tracking was not started completely');
-  const kind = KINDS[view.getUint32(STATE.kind, true)] ?? 'bio';
-  const triples = PROGRAMS[kind];
-  // A descriptor of its link keeps a program attached, whoever removes the pin.
-  const isWhole =
-    triples.every((triple) => open(`program_${triple}`)) && allProgramsOf(kind).every((name) => open(`link_${name}`));
-  if (!isWhole) return giveUp(GONE);
-  const notes = kind === 'request' ? map(NOTES.request) : undefined;
-  if (kind === 'request' && notes === undefined) return giveUp(GONE);
-  const programFds = fds.slice(0, triples.length);
-  return { state, dirty, summary, cpus, mappings, programFds, linkFds: fds.slice(triples.length), notes };
-}
-
-/** Writes what the map is, so that it can be read by whoever finds the pins. */
-function describe(folder: string, disk: DeviceView, sizes: { words: number; cpus: number; blockCount: number }): void {
-  const state = mapPinnedArray(join(folder, pinName('.bss')));
-  assert(state !== undefined, 'a map that was just pinned is there');
-  try {
-    const view = new DataView(state.bytes);
-    const put = (at: number, value: number): void => view.setUint32(at, value, true);
-    put(STATE.magic, MAGIC);
-    put(STATE.layout, LAYOUT);
-    put(STATE.kind, KINDS.indexOf(disk.kind));
-    put(STATE.major, disk.major);
-    put(STATE.minor, disk.minor);
-    put(STATE.words, sizes.words);
-    put(STATE.cpus, sizes.cpus);
-    view.setBigUint64(STATE.blockCount, BigInt(sizes.blockCount), true);
-    view.setBigUint64(STATE.diskBytes, BigInt(disk.diskBytes), true);
-    const bytes = Buffer.from(state.bytes);
-    bytes.write(disk.diskIdentity, STATE.device, DEVICE_BYTES, 'utf8');
-    bytes.write(randomBytes(TEXT_BYTES / 2).toString('hex'), STATE.mapId, TEXT_BYTES, 'utf8');
-    bytes.write(new Date().toISOString(), STATE.since, TEXT_BYTES, 'utf8');
-  } finally {
-    unmap(state);
-  }
-}
-
-function setReady(folder: string): void {
-  const state = mapPinnedArray(join(folder, pinName('.bss')));
-  assert(state !== undefined, 'a map that was just pinned is there');
-  new DataView(state.bytes).setUint32(STATE.ready, 1, true);
-  unmap(state);
 }

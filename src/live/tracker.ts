@@ -16,7 +16,7 @@ import {
   whyUntrackable,
   writesUnderWay,
 } from './device-view.js';
-import { KernelMap } from './kernel-map.js';
+import { type Baseline, KernelMap } from './kernel-map.js';
 import { addPage, DiskPlaces, distribute, pagesOf } from './moves.js';
 import { pause } from './pause.js';
 import {
@@ -84,18 +84,16 @@ export function startTracking(device: string, user: string, runDir: string): Liv
     const number = numberOf(device);
     const folder = places.userFolder(user, number);
     const lockFd = lockUser(folder, device, user);
+    let map: KernelMap | undefined;
     try {
-      return withLock(places.lock, () => {
-        const map = findOrMakeMap(places, view);
-        try {
-          const set = beginUser({ folder, map, places, view, number, user });
-          return new TrackingSession({ view, number, places, map, set, lockFd });
-        } catch (error) {
-          map.close();
-          throw error;
-        }
-      });
+      const made = withLock(places.lock, () => findOrMakeMap(places, view));
+      map = made;
+      // May wait for a quiet moment, and another user may be frozen: without the disk's lock. What comes after it can only be a doubt.
+      const baseline = made.baseline();
+      const set = withLock(places.lock, () => beginUser({ folder, map: made, places, view, number, user, baseline }));
+      return new TrackingSession({ view, number, places, map: made, set, lockFd });
     } catch (error) {
+      map?.close();
       closeSync(lockFd);
       throw error;
     }
@@ -109,8 +107,9 @@ function beginUser(of: {
   view: DeviceView;
   number: string;
   user: string;
+  baseline: Baseline;
 }): UserSet {
-  const { folder, map, places, view, number, user } = of;
+  const { folder, map, places, view, number, user, baseline } = of;
   // What changed before is no matter of this user.
   distribute(map, places);
   const state: UserState = {
@@ -123,7 +122,7 @@ function beginUser(of: {
     sizeBytes: view.sizeBytes,
     mapId: map.mapId,
     since: new Date().toISOString(),
-    baseline: [...map.baseline()],
+    baseline: [...baseline],
     generation: 0,
     mark: newMark(),
     attempt: newMark(),
@@ -315,18 +314,20 @@ export function listTracking(runDir: string): TrackingInfo[] {
   if (!isThere(trackingFolder(runDir))) return [];
   return trackedKeys(runDir).flatMap((key) => {
     const places = new DiskPlaces(runDir, key);
-    return withLock(places.lock, () => {
-      const map = openOrReason(places.pins);
-      try {
+    const map = withLock(places.lock, () => openOrReason(places.pins));
+    try {
+      const found = withLock(places.lock, () => {
         if (map instanceof KernelMap) distribute(map, places);
         return userFolders(places).flatMap((folder) => {
           const state = stateOrNothing(folder);
-          return state === undefined ? [] : [infoOf(folder, state, map)];
+          return state === undefined ? [] : [{ state, ...changedOf(folder, state, map) }];
         });
-      } finally {
-        if (map instanceof KernelMap) map.close();
-      }
-    });
+      });
+      // A doubt may wait for a quiet moment, and a user may be frozen: without the disk's lock.
+      return found.map(({ state, ...changed }) => infoOf(state, map, changed));
+    } finally {
+      if (map instanceof KernelMap) map.close();
+    }
   });
 }
 
@@ -338,7 +339,20 @@ function openOrReason(pins: string): KernelMap | LostTracking {
   }
 }
 
-function infoOf(folder: string, state: UserState, map: KernelMap | LostTracking): TrackingInfo {
+type Changed = Pick<TrackingInfo, 'changedBlocks' | 'busy'>;
+
+function changedOf(folder: string, state: UserState, map: KernelMap | LostTracking): Changed {
+  const into = new BlockBitmap(Math.ceil(state.sizeBytes / BLOCK_BYTES));
+  if (map instanceof KernelMap)
+    visitPages(folder, map.pageCount, (page, bits) => {
+      addPage(into, state, page, bits);
+    });
+  const fd = tryLockFile(join(folder, 'lock'));
+  if (fd !== undefined) closeSync(fd);
+  return { changedBlocks: into.count(), busy: fd === undefined };
+}
+
+function infoOf(state: UserState, map: KernelMap | LostTracking, changed: Changed): TrackingInfo {
   const now = viewOfNumber(state.number);
   const change = changeOf({ identity: state.device, sizeBytes: state.sizeBytes }, now);
   const doubt =
@@ -349,20 +363,12 @@ function infoOf(folder: string, state: UserState, map: KernelMap | LostTracking)
       : map.mapId === state.mapId
         ? map.doubtSince(state.baseline)
         : 'tracking was started anew since the last version');
-  const into = new BlockBitmap(Math.ceil(state.sizeBytes / BLOCK_BYTES));
-  if (map instanceof KernelMap)
-    visitPages(folder, map.pageCount, (page, bits) => {
-      addPage(into, state, page, bits);
-    });
-  const fd = tryLockFile(join(folder, 'lock'));
-  if (fd !== undefined) closeSync(fd);
   return {
+    ...changed,
     device: change === undefined ? (now?.node ?? null) : null,
     user: state.user,
     since: state.since,
-    changedBlocks: into.count(),
     sizeBytes: state.sizeBytes,
     doubt: doubt ?? null,
-    busy: fd === undefined,
   };
 }
