@@ -23,9 +23,9 @@ const ALONE = ['backup-together', 'canaries', 'hangs', 'live-freeze', 'reclaim',
   (name) => `test/${name}.test.js`,
 );
 const GROUPS = [
-  { folder: 'src', concurrency: 3, timeoutMs: 120_000 },
+  { folder: 'src', concurrency: 2, timeoutMs: 120_000 },
   // Each has minors of its own. The longest come first.
-  { folder: 'test', concurrency: 4, timeoutMs: 600_000, isTogether: true, takes: (file) => !ALONE.includes(file) },
+  { folder: 'test', concurrency: 3, timeoutMs: 600_000, isTogether: true, takes: (file) => !ALONE.includes(file) },
   { folder: 'test', concurrency: 1, timeoutMs: 600_000, takes: (file) => ALONE.includes(file) },
 ];
 const LONGEST = ['kills', 'backup', 'vm', 'defects', 'nine-steps', 'life', 'simulator', 'repository'].map(
