@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { closeSync, existsSync, mkdirSync, openSync, readlinkSync, readSync, rmSync, symlinkSync } from 'node:fs';
 import { describe, it } from 'node:test';
 import * as cowbird from '../src/index.js';
+import { partitioned } from './harness.js';
 import { killEngine, restarts, untilRestarted } from './killing.js';
 import { CANNOT, copy, digestOf, fill, Lab, MIB, run, succeeds, until } from './lab.js';
 
@@ -71,15 +72,7 @@ describe('a volume', { skip: CANNOT }, () => {
   it('takes a partition table, and partitions that are added have their file systems tracked', async (t) => {
     const lab = new Lab(t);
     const node = await lab.attached('disk', 300 * MIB);
-    await run(
-      'sh',
-      '-c',
-      `printf 'label: gpt\\nstart=2048,size=520192\\n' | sfdisk -q --no-reread --no-tell-kernel ${node}`,
-    );
-    await run('partx', '-d', node).catch(() => '');
-    await run('addpart', node, '1', '2048', '520192');
-    const part = `${node}p1`;
-    lab.onEnd(() => run('delpart', node, '1'));
+    const part = await partitioned(lab, node);
     await lab.mkfs(part, 'ext4');
     const mnt = await lab.mount(part);
     await fill(`${mnt}/a`, 10);

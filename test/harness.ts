@@ -3,7 +3,7 @@ import { spawn } from 'node:child_process';
 import { closeSync, existsSync, openSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { setTimeout as pause } from 'node:timers/promises';
 import * as cowbird from '../src/index.js';
-import { type Lab, run, until } from './lab.js';
+import { type Lab, run, succeeds, until } from './lab.js';
 
 /** A program that runs until it is stopped or the test ends; `openPath` is its standard input. */
 export function program(lab: Lab, command: string, args: string[], openPath?: string): () => Promise<void> {
@@ -21,6 +21,17 @@ export function program(lab: Lab, command: string, args: string[], openPath?: st
   };
   lab.onEnd(stop);
   return stop;
+}
+
+/** Gives a disk a table with one partition, from 1 MiB on, 254 MiB; returns its node. */
+export async function partitioned(lab: Lab, node: string): Promise<string> {
+  const table = 'label: gpt\\nstart=2048,size=520192\\n';
+  await run('sh', '-c', `printf '${table}' | sfdisk -q --no-reread --no-tell-kernel ${node}`);
+  // Where the kernel reads such tables it is there already.
+  await succeeds('partx', '-d', node);
+  await run('addpart', node, '1', '2048', '520192');
+  lab.onEnd(() => succeeds('delpart', node, '1'));
+  return `${node}p1`;
 }
 
 /** Everything an operation on this lab could leave: volumes, minors, links, loop devices, mounts, files. */

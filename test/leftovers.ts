@@ -10,7 +10,7 @@ import { closeSync, openSync, readdirSync, readFileSync, realpathSync, rmSync } 
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { removeDeadLinks } from '../src/engine/stale.js';
+import { listOptional, removeDeadLinks } from '../src/engine/stale.js';
 import { pinFolder, removeEmptyPlaces, removePins } from '../src/live/places.js';
 import { boundLoops } from '../src/sys/blkdev.js';
 import { LOCK_EX, tryFlock } from '../src/sys/libc.js';
@@ -97,15 +97,6 @@ function readOptional(path: string): string {
     // It ended meanwhile, or is one that even root may not look into: none of ours.
     if (error instanceof Error && 'code' in error && ['ENOENT', 'ESRCH', 'EACCES'].includes(String(error.code)))
       return '';
-    throw error;
-  }
-}
-
-function listOptional(path: string): string[] {
-  try {
-    return readdirSync(path);
-  } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return [];
     throw error;
   }
 }

@@ -4,7 +4,8 @@ import { spawn } from 'node:child_process';
 import { describe, it, type TestContext } from 'node:test';
 import { decodeHeader } from '../src/cow/header.js';
 import * as cowbird from '../src/index.js';
-import { CANNOT, copy, digestOf, fill, Lab, MIB, run, succeeds, until } from './lab.js';
+import { partitioned } from './harness.js';
+import { CANNOT, copy, digestOf, fill, Lab, MIB, run, until } from './lab.js';
 
 const MINOR = 120;
 
@@ -166,16 +167,9 @@ describe('after a clean stop', { skip: CANNOT }, () => {
   it('direct use of a partition is noticed, though the partition table stays as it is', async (t) => {
     const lab = new Lab(t);
     const node = await lab.attached('volume', 300 * MIB);
-    await run(
-      'sh',
-      '-c',
-      `printf 'label: gpt\\nstart=2048,size=520192\\n' | sfdisk -q --no-reread --no-tell-kernel ${node}`,
-    );
-    await run('partx', '-d', node).catch(() => '');
-    await run('addpart', node, '1', '2048', '520192');
-    lab.onEnd(() => succeeds('delpart', node, '1'));
-    await lab.mkfs(`${node}p1`, 'ext4');
-    const mnt = await lab.mount(`${node}p1`);
+    const part = await partitioned(lab, node);
+    await lab.mkfs(part, 'ext4');
+    const mnt = await lab.mount(part);
     await fill(`${mnt}/a`, 4);
     await cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 40 * MIB }, lab.client);
     await cowbird.transitionToIncremental(MINOR, lab.client);

@@ -77,7 +77,8 @@ export function isDeadLink(link: string): boolean {
   }
 }
 
-function listOptional(path: string): string[] {
+/** Names in a directory; none where there is no such directory. */
+export function listOptional(path: string): string[] {
   try {
     return readdirSync(path);
   } catch (error) {
