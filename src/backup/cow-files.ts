@@ -17,6 +17,7 @@ import { regionCount } from '../repository/layout.js';
 import { DirectReader } from '../sys/direct-reader.js';
 import { CowbirdError, errnoOfError, messageOf } from '../sys/errors.js';
 import { setImmutable } from '../sys/fsfile.js';
+import type { OwnCowFile } from './free-blocks.js';
 
 const OWN_NAME = /^\.cowbird-(?:.+-)?\d{1,15}$/;
 const HEADER_BYTES = 4096;
@@ -99,7 +100,7 @@ function isOnVolume({ root }: CowPlaces, path: string): boolean {
  * A COW file in use, where it is in the root of the volume's own file system. `cowFile` is as the status has it: from there, if it is
  * on the volume, and else a path of this machine, at which there is none on the volume.
  */
-export function ownCowFile({ root }: CowPlaces, cowFile: string): { name: string; inode: number } | undefined {
+export function ownCowFile({ root }: CowPlaces, cowFile: string): OwnCowFile | undefined {
   const name = basename(cowFile);
   if (root === undefined || cowFile !== `/${name}`) return undefined;
   const stats = lstatSync(join(root, name), { throwIfNoEntry: false });

@@ -6,7 +6,6 @@
  *   superblock, partition table.
  * - XFS writes its superblock rarely, but every mount moves the head of its log: the log's cycle numbers are searched for
  *   the head, and the last pieces before it are taken in (layout: XFS on-disk format, "Journaling Log").
- *
  * - The same at the beginning of each partition: the first 128 KiB of a disk that has some are only their table.
  *
  * What it cannot see: a program that writes to the raw origin and leaves all of that alone. Of what keeps file systems out of sight, or
