@@ -298,7 +298,7 @@ async function dropOld(repository: Repository, made: number, options: BackupOpti
 
 function summaryOf(
   repository: Repository,
-  { version, damagedBlocks, imageWasForeign, afterwards }: UpdateResult,
+  { version, damagedBlocks, imageWasForeign, lostUsedMap, afterwards }: UpdateResult,
   dropped: number[],
 ): BackupSummary {
   const warnings = [...repository.warnings];
@@ -310,6 +310,10 @@ function summaryOf(
   if (damagedBlocks.length > 0)
     warnings.push(
       `${damagedBlocks.length} blocks of the version before were damaged in the repository: \`cowbird verify\` tells which versions are whole`,
+    );
+  if (lostUsedMap !== undefined)
+    warnings.push(
+      `which blocks the version before has no contents of is not known (${lostUsedMap}): all contents were compared`,
     );
   if (afterwards !== undefined)
     warnings.push(`the version was made, but not all could be done after it: ${afterwards}`);

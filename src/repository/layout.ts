@@ -4,6 +4,7 @@
  *     image             the newest version, raw and sparse; `image.updating` while an update is open
  *     checksums         16 bytes for each block of the image
  *     history/N.cow     what version N had where the next version differs
+ *     history/N.used    which blocks of the newest version N it has contents of, unless that is all (used-map.ts)
  *     manifest          the versions, as JSON; `manifest.copy` the same again, `manifest.new` while it is written
  *     incoming          what a source in use was read into, until it is one state; it has no name while it is in use
  *     together/ID.json  of a version of several repositories at one instant, until all of them have it
@@ -29,6 +30,11 @@ export const REGION_BLOCKS = REGION_BYTES / BLOCK_SIZE_BYTES;
 /** Path of the delta from which version `version` is read. */
 export function deltaName(version: number): string {
   return `${HISTORY}/${version}.cow`;
+}
+
+/** Path of the used map of version `version`. */
+export function usedName(version: number): string {
+  return `${HISTORY}/${version}.used`;
 }
 
 /** Path of the file of an instant of several repositories. */

@@ -17,12 +17,15 @@ import type { Repository } from './repository.js';
 import type { BackupSource } from './source.js';
 import { newestOf } from './state.js';
 import { bytesOf, isOutOfSpace, phase, type UpdateOptions, usedOf } from './update-options.js';
+import type { ReadBlocks } from './used-map.js';
 
 /** What was read in all passes. */
 export interface PassTotals {
   bytesRead: number;
   /** Could not be read when they were read last. */
   badBlocks: Set<number>;
+  /** What was looked at, and what of it was in use when it was looked at last. */
+  blocks: ReadBlocks;
 }
 
 /** Writes what changed meanwhile over the first version's image. `totals` is that of the first reading, and is added to. */
@@ -31,34 +34,52 @@ export async function followSource(
   source: BackupSource,
   options: UpdateOptions,
   totals: JobTotals,
-): Promise<JobTotals> {
-  const sum: PassTotals = { bytesRead: totals.bytesRead, badBlocks: new Set(totals.badBlocks) };
+): Promise<{ totals: JobTotals; blocks: ReadBlocks }> {
+  const sum: PassTotals = {
+    bytesRead: totals.bytesRead,
+    badBlocks: new Set(totals.badBlocks),
+    blocks: { candidates: undefined, used: usedOf(source, options) },
+  };
   let bytesWritten = totals.bytesWritten;
   for (let pass = await source.nextPass?.(); pass !== undefined; pass = await source.nextPass?.()) {
     const { blocks, file } = pass;
+    const used = usedOf(pass, options);
     const spec = {
       kind: 'apply',
       sizeBytes: source.sizeBytes,
       skipBadBlocks: options.skipBadBlocks,
-      used: options.whole ? undefined : pass.used,
+      used,
       changed: blocks,
       heal: undefined,
     } as const;
     const chosen = regionsWith(regionCount(source.sizeBytes), blocks);
     const progress = phase(options, 'copy', bytesOf(chosen, source.sizeBytes));
     const more = await options.run(spec, { ...files, source: file }, chosen, progress);
-    addPass(sum, blocks, more);
+    addPass(sum, blocks, used, more);
     bytesWritten += more.bytesWritten;
   }
-  return { ...totals, bytesRead: sum.bytesRead, bytesWritten, badBlocks: sortedBlocks(sum) };
+  const { bytesRead } = sum;
+  return { totals: { ...totals, bytesRead, bytesWritten, badBlocks: sortedBlocks(sum) }, blocks: sum.blocks };
 }
 
-function addPass(sum: PassTotals, blocks: Uint8Array | undefined, totals: JobTotals): void {
+function addPass(
+  sum: PassTotals,
+  blocks: Uint8Array | undefined,
+  used: Uint8Array | undefined,
+  totals: JobTotals,
+): void {
   sum.bytesRead += totals.bytesRead;
+  const { candidates } = sum.blocks;
+  sum.blocks = { candidates: candidates === undefined ? undefined : union(candidates, blocks), used };
   // What could not be read once may have been written and read since.
   for (const block of [...sum.badBlocks])
     if (blocks === undefined || hasBit(blocks, block)) sum.badBlocks.delete(block);
   for (const block of totals.badBlocks) sum.badBlocks.add(block);
+}
+
+/** Undefined for all blocks. */
+function union(a: Uint8Array, b: Uint8Array | undefined): Uint8Array | undefined {
+  return b === undefined ? undefined : a.map((byte, at) => byte | (b[at] ?? 0));
 }
 
 function sortedBlocks({ badBlocks }: PassTotals): number[] {
@@ -70,6 +91,7 @@ export interface SettledSource {
   source: BackupSource;
   bytesRead: number;
   badBlocks: number[];
+  blocks: ReadBlocks;
   close(): void;
 }
 
@@ -85,7 +107,10 @@ export async function settleSource(
   const regions = regionCount(source.sizeBytes);
   const staged = makeBits(regions);
   const target = openUnnamed(repository);
-  const sum: PassTotals = { bytesRead: 0, badBlocks: new Set() };
+  // Where the image is not to be trusted every block is looked at.
+  const candidates = checkImage ? undefined : source.candidates;
+  const blocksRead = { candidates, used: usedOf(source, options) };
+  const sum: PassTotals = { bytesRead: 0, badBlocks: new Set(), blocks: blocksRead };
   const read = async (file: BackupSource['file'], blocks?: Uint8Array, used?: Uint8Array): Promise<void> => {
     const spec = {
       kind: 'stage',
@@ -102,17 +127,17 @@ export async function settleSource(
     const wholeBytes = bytesOf(chosen, source.sizeBytes);
     const progress = phase(options, 'compare', wholeBytes, done);
     try {
-      addPass(sum, blocks, await options.run(spec, { source: file, image, checksums, target }, chosen, progress));
+      const totals = await options.run(spec, { source: file, image, checksums, target }, chosen, progress);
+      addPass(sum, blocks, used, totals);
     } catch (error) {
       throw isOutOfSpace(error) ? noRoomAside(repository, wholeBytes - done.doneBytes) : error;
     }
   };
   try {
     target.truncate(source.sizeBytes);
-    // Where the image is not to be trusted every block is looked at.
-    await read(source.file, checkImage ? undefined : source.candidates, usedOf(source, options));
+    await read(source.file, candidates, blocksRead.used);
     for (let pass = await source.nextPass?.(); pass !== undefined; pass = await source.nextPass?.())
-      await read(pass.file, pass.blocks, options.whole ? undefined : pass.used);
+      await read(pass.file, pass.blocks, usedOf(pass, options));
   } catch (error) {
     target.close();
     throw error;
@@ -122,6 +147,7 @@ export async function settleSource(
     source: { sizeBytes, identity, file: target, candidates: staged, holdsOnlyCandidates: true, confirm },
     bytesRead: sum.bytesRead,
     badBlocks: sortedBlocks(sum),
+    blocks: sum.blocks,
     close: () => target.close(),
   };
 }

@@ -86,8 +86,8 @@ function countBits(bits: Uint8Array, blocks: number): number {
 /** Manifest, its copy, directory entries and the file system's own needs. */
 const SPARE_BYTES = 1_048_576;
 
-/** @throws {CowbirdError} ENOSPC, with what is missing. */
-export function requireSpace(repository: Repository, plan: Plan): void {
+/** `moreBytes`: what is written beside blocks and history. @throws {CowbirdError} ENOSPC, with what is missing. */
+export function requireSpace(repository: Repository, plan: Plan, moreBytes: number): void {
   const { facts, totals } = plan;
   const { lengthBytes, zeroPlace } = deltaPlaces(facts);
   const indexBytes = Math.min(zeroPlace * BLOCK_SIZE_BYTES, (facts.savedBlocks + facts.zeroBlocks) * BLOCK_SIZE_BYTES);
@@ -96,6 +96,7 @@ export function requireSpace(repository: Repository, plan: Plan): void {
     zeroPlace * BLOCK_SIZE_BYTES +
     indexBytes +
     totals.growthBlocks * (BLOCK_SIZE_BYTES + CHECKSUM_BYTES) +
+    moreBytes +
     SPARE_BYTES;
   const freeBytes = repository.files.freeBytes();
   if (freeBytes >= neededBytes) return;

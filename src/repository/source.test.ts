@@ -98,7 +98,9 @@ describe(`a source (COWBIRD_SEED=${SEED})`, () => {
     const candidates = makeBits(regions);
     setBit(candidates, 1);
     const made: boolean[] = [];
-    for (const more of [{ used: makeBits(regions) }, { candidates }, {}, { candidates }]) {
+    const used = makeBits(regions);
+    // What the second left out is read for the third.
+    for (const more of [{ used }, { used, candidates }, { candidates }, { candidates }]) {
       const repository = await Repository.open(files, 'write', { mayBegin: true });
       const source = { sizeBytes: SIZE_BYTES, identity: IDENTITY, file: memorySource(bytes), ...more };
       made.push((await createVersion(repository, source, updateOptions())).version.whole);

@@ -16,7 +16,7 @@
  *
  * Beside that: `history/N.cow.new` is renamed over `history/N.cow` when it is the one that the manifest names (a prune was
  * cut off after its commit), else removed; deltas of versions that the manifest no longer has, `manifest.new` and `incoming`
- * are removed. A manifest that is damaged or gone is replaced by its copy; with the copy, an image under its name and a finished
+ * are removed, and used maps of all versions but the newest. A manifest that is damaged or gone is replaced by its copy; with the copy, an image under its name and a finished
  * delta of the newest are rolled back too, as the image may be one version newer than the copy knows.
  *
  * Order of effects of a rollback (each may be cut off, and done again):
@@ -46,6 +46,7 @@ import {
   REGION_BLOCKS,
   REGION_BYTES,
   TOGETHER,
+  usedName,
   versionOfDelta,
 } from './layout.js';
 import {
@@ -130,7 +131,7 @@ export function examine(files: RepositoryFiles): RepositoryState {
     return {
       image: has(IMAGE_UPDATING) || has(CHECKSUMS) ? 'unfinished-first' : 'none',
       loaded,
-      leftovers: has(MANIFEST_NEW) ? [MANIFEST_NEW] : [],
+      leftovers: [...(has(MANIFEST_NEW) ? [MANIFEST_NEW] : []), ...usedMaps(files.list(HISTORY) ?? [])],
       instants: unsettledInstants(files, undefined),
     };
   }
@@ -151,9 +152,15 @@ export function examine(files: RepositoryFiles): RepositoryState {
   const leftovers = history
     .filter((name) => /^[1-9]\d*\.cow(\.new)?$/.test(name) && !listed.has(name) && name !== open)
     .map((name) => `${HISTORY}/${name}`);
+  leftovers.push(...usedMaps(history).filter((name) => name !== usedName(newest)));
   leftovers.push(...[MANIFEST_NEW, INCOMING].filter(has));
   const image = imageState(files, has(IMAGE), has(IMAGE_UPDATING), history.includes(open));
   return { image, loaded, leftovers, instants: unsettledInstants(files, loaded.manifest) };
+}
+
+/** Paths of used maps, by the names in the history. */
+function usedMaps(history: readonly string[]): string[] {
+  return history.filter((name) => /^[1-9]\d*\.used$/.test(name)).map((name) => `${HISTORY}/${name}`);
 }
 
 function imageState(files: RepositoryFiles, named: boolean, updating: boolean, hasDelta: boolean): ImageState {

@@ -3,7 +3,7 @@ import { codeOf, errnoOfError } from '../sys/errors.js';
 import { REGION_BYTES } from './layout.js';
 import type { VersionRecord } from './manifest.js';
 import type { RunJob, RunOptions } from './runner.js';
-import type { BackupSource } from './source.js';
+import type { BackupSource, Pass } from './source.js';
 
 export type UpdatePhase = 'compare' | 'save' | 'copy';
 
@@ -22,8 +22,8 @@ export interface UpdateOptions {
 }
 
 /** The blocks to be read; undefined for all. */
-export function usedOf(source: BackupSource, options: UpdateOptions): Uint8Array | undefined {
-  return options.whole ? undefined : source.used;
+export function usedOf(of: Pick<BackupSource | Pass, 'used'>, options: UpdateOptions): Uint8Array | undefined {
+  return options.whole ? undefined : of.used;
 }
 
 /** How much there is to do in so many regions, or in those listed. */

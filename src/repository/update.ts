@@ -3,7 +3,7 @@
  * and how it is made good.
  *
  * The first version:
- *   1. image.updating and checksums are written, fsync of both, of the folder
+ *   1. image.updating and checksums are written, fsync of both, of the folder; history/1.used, fsync, fsync of its folder
  *   2. manifest.new, fsync, → manifest, fsync of the folder: committed
  *   3. image.updating → image, fsync of the folder; the manifest again with what the image looks like now; its copy
  *
@@ -11,9 +11,9 @@
  *   0. the source is compared; nothing is written, so that a lack of space is known before
  *   1. history/N.cow: old contents, index, checksums, header, footer; fsync, fsync of its folder; read again, compared
  *   2. image → image.updating, fsync of the folder: from here on a cut is rolled back
- *   3. image and checksums are written, fsync of both
+ *   3. image and checksums are written, fsync of both; history/M.used of the new version M, fsync, fsync of its folder
  *   4. manifest.new, fsync, → manifest, fsync of the folder: committed
- *   5. as 3 of the first
+ *   5. as 3 of the first; history/N.used is removed
  *
  * A source that goes on being written is read in passes (passes.ts): the first version's to its image in step 1, a later
  * one's to a file aside before step 0, so that from there on it is a source like any other.
@@ -32,8 +32,18 @@ import { followSource, type SettledSource, settleSource } from './passes.js';
 import { compare, type OpenFiles, requireSpace, saveDelta } from './plan.js';
 import type { Repository } from './repository.js';
 import type { BackupSource } from './source.js';
-import { nameImage, newestOf, recover } from './state.js';
+import { nameImage, newestOf, recover, seriesBytes } from './state.js';
 import { bytesOf, isOutOfSpace, phase, type UpdateOptions, usedOf } from './update-options.js';
+import {
+  encodeUsedMap,
+  type NewestUsed,
+  newestUsed,
+  type ReadBlocks,
+  removeUsedMap,
+  usedAfter,
+  withUsedAgain,
+  writeUsedMap,
+} from './used-map.js';
 
 export interface UpdateResult {
   version: VersionRecord;
@@ -41,6 +51,8 @@ export interface UpdateResult {
   damagedBlocks: number[];
   /** The image was changed by others and was compared block by block. */
   imageWasForeign: boolean;
+  /** What the version before has contents of was not known, and so all was compared: why, in words. */
+  lostUsedMap?: string;
   /** The version counts; this is what could not be done after it, in words. */
   afterwards?: string;
 }
@@ -106,6 +118,7 @@ export async function prepareVersion(
       repository.commit(next);
       nameImage(repository.files);
       repository.seal();
+      if (manifest !== undefined) removeUsedMap(repository.files, newestOf(manifest).number);
       return result;
     };
     const commit = async (): Promise<UpdateResult> => {
@@ -158,6 +171,7 @@ async function firstVersion(repository: Repository, source: BackupSource, option
   const image = files.open(IMAGE_UPDATING, 'create');
   const checksums = files.open(CHECKSUMS, 'create');
   let totals: JobTotals;
+  let blocks: ReadBlocks;
   try {
     image.truncate(sizeBytes);
     checksums.truncate(blockCount(sizeBytes) * CHECKSUM_BYTES);
@@ -178,7 +192,7 @@ async function firstVersion(repository: Repository, source: BackupSource, option
     } catch (error) {
       throw isOutOfSpace(error) ? outOfSpace(repository, sizeBytes - progress.doneBytes) : error;
     }
-    totals = await followSource({ image, checksums }, source, options, totals);
+    ({ totals, blocks } = await followSource({ image, checksums }, source, options, totals));
     image.fsync();
     checksums.fsync();
     image.dropCache();
@@ -189,12 +203,12 @@ async function firstVersion(repository: Repository, source: BackupSource, option
   }
   files.makeFolder(HISTORY);
   files.fsyncFolder('');
-  const isWhole = usedOf(source, options) === undefined;
   const skipped = rangesOf(totals.badBlocks, sizeBytes);
-  const version = { ...versionFrom(1, isWhole, source, options, totals), skipped };
-  const series = randomBytes(16).toString('hex');
+  const version = { ...versionFrom(1, blocks.used === undefined, source, options, totals), skipped };
+  const series = randomBytes(16);
+  if (blocks.used !== undefined) writeUsedMap(files, 1, encodeUsedMap({ version: 1, sizeBytes, series }, blocks.used));
   return {
-    manifest: { format: FORMAT, series, lastNumber: 1, image: null, versions: [version] },
+    manifest: { format: FORMAT, series: series.toString('hex'), lastNumber: 1, image: null, versions: [version] },
     result: { version, damagedBlocks: [], imageWasForeign: false },
   };
 }
@@ -216,14 +230,27 @@ async function nextVersion(
 ): Promise<Written> {
   const { files } = repository;
   const checkImage = !repository.isImageUntouched();
+  const before = newestUsed(files, manifest);
+  const source = { ...given, candidates: candidatesOf(given, before, options, checkImage) };
   const image = files.open(IMAGE, 'write');
   const checksums = files.open(CHECKSUMS, 'write');
   let settled: SettledSource | undefined;
   try {
     const open = { image, checksums };
     if (given.nextPass !== undefined)
-      settled = await settleSource(repository, open, manifest, given, options, checkImage);
-    return await updateImage(repository, open, manifest, { given, settled }, options, checkImage);
+      settled = await settleSource(repository, open, manifest, source, options, checkImage);
+    const blocks = settled?.blocks ?? { candidates: source.candidates, used: usedOf(source, options) };
+    const used = usedAfter(blocks, before, source.sizeBytes);
+    const written = await updateImage(
+      repository,
+      open,
+      manifest,
+      { given: source, settled, used },
+      options,
+      checkImage,
+    );
+    const isLost = given.candidates !== undefined && before.kind === 'lost';
+    return isLost ? { ...written, result: { ...written.result, lostUsedMap: before.problem } } : written;
   } finally {
     settled?.close();
     image.close();
@@ -231,12 +258,32 @@ async function nextVersion(
   }
 }
 
+/** What may differ from the newest version, or from what the source has where that version has no contents. */
+function candidatesOf(
+  source: BackupSource,
+  before: NewestUsed,
+  options: UpdateOptions,
+  checkImage: boolean,
+): Uint8Array | undefined {
+  const { candidates } = source;
+  if (candidates === undefined || checkImage || before.kind === 'lost') return undefined;
+  return withUsedAgain(candidates, usedOf(source, options), before);
+}
+
+/** What a later version is made of. */
+interface NextSource {
+  given: BackupSource;
+  settled: SettledSource | undefined;
+  /** Which blocks the version will have contents of; undefined for all. */
+  used: Uint8Array | undefined;
+}
+
 /** A later version of a source that does not change any more. */
 async function updateImage(
   repository: Repository,
   { image, checksums }: OpenFiles,
   manifest: ManifestData,
-  { given, settled }: { given: BackupSource; settled: SettledSource | undefined },
+  { given, settled, used }: NextSource,
   options: UpdateOptions,
   checkImage: boolean,
 ): Promise<Written> {
@@ -244,7 +291,10 @@ async function updateImage(
   const newest = newestOf(manifest);
   const source = settled?.source ?? given;
   const plan = await compare({ image, checksums }, manifest, source, options, checkImage);
-  requireSpace(repository, plan);
+  const number = manifest.lastNumber + 1;
+  const facts = { version: number, sizeBytes: source.sizeBytes, series: seriesBytes(manifest) };
+  const usedMap = used === undefined ? undefined : encodeUsedMap(facts, used);
+  requireSpace(repository, plan, usedMap?.byteLength ?? 0);
   const saved = await saveDelta(repository, { image, checksums }, plan, options);
   files.rename(IMAGE, IMAGE_UPDATING);
   files.fsyncFolder('');
@@ -272,11 +322,9 @@ async function updateImage(
   checksums.fsync();
   image.dropCache();
   checksums.dropCache();
-  // Where only what changed was read, the rest is what it was: zeros for unused blocks, if the version before has none of them.
-  const isComplete = given.candidates === undefined || checkImage || newest.whole;
-  const isWhole = usedOf(given, options) === undefined && isComplete;
+  if (usedMap !== undefined) writeUsedMap(files, number, usedMap);
   const version: VersionRecord = {
-    ...versionFrom(manifest.lastNumber + 1, isWhole, given, options, plan.totals),
+    ...versionFrom(number, used === undefined, given, options, plan.totals),
     // What lies aside is the repository's own.
     bytesRead: settled?.bytesRead ?? plan.totals.bytesRead + applied.bytesRead,
     bytesWritten: saved.totals.bytesWritten + applied.bytesWritten,

@@ -12,11 +12,12 @@ import { type Delta, regionEntries, regionsOf, shapeOf } from './delta.js';
 import type { WritableFile } from './files.js';
 import type { JobSpec } from './jobs.js';
 import type { JobFiles, JobTotals } from './jobs-common.js';
-import { CHECKSUMS, deltaName, IMAGE, REGION_BLOCKS, regionCount } from './layout.js';
+import { CHECKSUMS, deltaName, IMAGE, REGION_BLOCKS, regionCount, usedName } from './layout.js';
 import type { ManifestData, VersionRecord } from './manifest.js';
 import type { Repository } from './repository.js';
 import type { RunJob } from './runner.js';
 import { newestOf } from './state.js';
+import { newestUsed } from './used-map.js';
 import { openListed, openVersion } from './version.js';
 
 export interface Damage {
@@ -62,6 +63,8 @@ export async function verifyRepository(repository: Repository, options: VerifyOp
     const deltas = openDeltas(repository, manifest, open, damage);
     const run = runWithProgress(manifest, options);
     let bytesRead = await verifyImage(manifest, open, deltas, damage, run);
+    const used = newestUsed(files, manifest);
+    if (used.kind === 'lost') damage.push(lostUsedMap(manifest, used.problem));
     for (const delta of deltas.values()) bytesRead += await verifyDelta(manifest, delta, deltas, damage, run);
     return reportOf(repository, manifest, damage, bytesRead);
   } finally {
@@ -104,6 +107,12 @@ export async function verifyVersion(
 
 function manifestDamage(repository: Repository): Damage[] {
   return repository.warnings.map((warning) => wholeFile(warning.slice(0, warning.indexOf(':')), [], warning));
+}
+
+/** No version is the worse for it. */
+function lostUsedMap(manifest: ManifestData, problem: string): Damage {
+  const what = `${problem}; the versions do not need it: the next backup compares all contents, and makes it anew`;
+  return wholeFile(usedName(newestOf(manifest).number), [], what);
 }
 
 function wholeFile(file: string, versions: number[], what: string): Damage {
