@@ -43,9 +43,12 @@ export async function serveAgain(
   for (const record of records)
     await orReport(context, record, async () => opened.push(openAgain(context, record, onAttention)));
   // All of them before the first is served: those that switch together have one instant.
-  const switched = resumeSwitches(opened);
+  const { switched, failed } = resumeSwitches(opened);
   for (const volume of opened) {
-    await orReport(context, volume.record, () => serveVolume(context, volume));
+    await orReport(context, volume.record, async () => {
+      if (failed.has(volume.record.id)) throw failed.get(volume.record.id);
+      await serveVolume(context, volume);
+    });
     failPoint('resuming');
   }
   return switched;

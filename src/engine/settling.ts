@@ -13,10 +13,13 @@ import type { DoneOperation } from './services.js';
 import { saveRecords } from './tracking.js';
 import type { Volume } from './volume.js';
 
+/** What of a volume tells how far its pending operation came. */
+export type Resumable = Pick<Volume, 'memory' | 'record'>;
+
 /** The volumes whose operation was cut off, each with those that it is a part of one operation with. */
-export function cutOffOperations(volumes: Iterable<Volume>): Volume[][] {
+export function cutOffOperations<V extends Resumable>(volumes: Iterable<V>): V[][] {
   const open = [...volumes].filter(({ record }) => record.pending !== null);
-  const groups: Volume[][] = [];
+  const groups: V[][] = [];
   while (open.length > 0) {
     const [first] = open;
     const ids = first?.record.pending?.together ?? [first?.record.id];
@@ -27,25 +30,40 @@ export function cutOffOperations(volumes: Iterable<Volume>): Volume[][] {
   return groups;
 }
 
+export interface ResumedSwitches {
+  /** Ids of the volumes whose operation is to be finished. */
+  switched: Set<string>;
+  /** Volumes that must not be served: an operation that they are a part of has begun to switch, and could not be made. */
+  failed: Map<string, unknown>;
+}
+
 /**
- * Before a new engine serves anything: a switch that was begun is made, on every volume of its operation. Returns the ids of
- * the volumes whose operation is to be finished.
+ * Before a new engine serves anything: a switch that was begun is made, on every volume of its operation. One that cannot be is
+ * no reason not to serve the volumes of the others.
  */
-export function resumeSwitches(volumes: readonly Volume[]): Set<string> {
+export function resumeSwitches(volumes: readonly Resumable[]): ResumedSwitches {
   const switched = new Set<string>();
+  const failed = new Map<string, unknown>();
   for (const group of cutOffOperations(volumes)) {
     const isBegun = group.some(
       ({ memory, record }) => record.pending?.change != null && memory.get(Word.SWITCH) !== SwitchState.BEFORE,
     );
     if (!isBegun) continue;
-    for (const { memory, record } of group) {
-      if (record.pending === null || record.pending.change === null) continue;
-      if (memory.get(Word.SWITCH) !== SwitchState.AFTER) applySwitch(memory, record.pending.change);
-      record.snapshot = record.pending.next;
-      switched.add(record.id);
+    try {
+      const made = group.filter(makeSwitch);
+      for (const { record } of made) switched.add(record.id);
+    } catch (error) {
+      for (const { record } of group) failed.set(record.id, error);
     }
   }
-  return switched;
+  return { switched, failed };
+}
+
+function makeSwitch({ memory, record }: Resumable): boolean {
+  if (record.pending === null || record.pending.change === null) return false;
+  if (memory.get(Word.SWITCH) !== SwitchState.AFTER) applySwitch(memory, record.pending.change);
+  record.snapshot = record.pending.next;
+  return true;
 }
 
 /** What became of an operation that its engine's end cut off. */
