@@ -1,6 +1,6 @@
 /** Origins that never answer, engines that hang, helpers that die: nobody waits for ever, and nothing stays frozen. */
 import assert from 'node:assert/strict';
-import { readdirSync, readFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as pause } from 'node:timers/promises';
 import * as cowbird from '../src/index.js';
@@ -40,6 +40,19 @@ async function helperPid(lab: Lab): Promise<number> {
     }
   }
   throw new Error('the daemon has a helper');
+}
+
+/** What a process has open, by name; none where it has ended. */
+function filesOf(pid: number): string[] {
+  const folder = `/proc/${pid}/fd`;
+  return readdirSync(folder).flatMap((fd) => {
+    try {
+      return [readlinkSync(`${folder}/${fd}`)];
+    } catch {
+      // Closed meanwhile.
+      return [];
+    }
+  });
 }
 
 // They wait much and do little, each with a daemon of its own: all at once.
@@ -112,6 +125,25 @@ describe('nobody waits for ever', { skip: CANNOT, concurrency: true }, () => {
     await within(4 * SECONDS, 'a write', fill(`${mnt}/written`, 2));
     await cowbird.restartDaemon(lab.client);
     await within(20 * SECONDS, 'the setup, begun again', setup);
+  });
+
+  it('a helper that is killed while it fills a COW file leaves none', async (t) => {
+    const lab = new Lab(t);
+    // Its index is 512 MiB of zeros.
+    const node = await lab.attached('large', 262_144 * MIB);
+    const elsewhere = lab.path('elsewhere');
+    mkdirSync(elsewhere);
+    const setup = cowbird.setupSnapshot(node, `${elsewhere}/cow`, 195, { storeBytes: 600 * MIB }, lab.client);
+    setup.catch(() => undefined);
+    let filling = 0;
+    await until('a helper fills the file', async () => {
+      filling = await helperPid(lab).catch(() => 0);
+      return filling > 0 && filesOf(filling).some((file) => file.startsWith(elsewhere));
+    });
+    process.kill(filling, 'SIGKILL');
+    await assert.rejects(within(20 * SECONDS, 'the setup', setup));
+    assert.deepEqual(readdirSync(elsewhere), []);
+    assert.deepEqual((await cowbird.info(undefined, lab.client)).devices, []);
   });
 
   it('destroy, a refused detach, detach and a forced stop end within 10 s under load', async (t) => {

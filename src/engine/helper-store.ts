@@ -1,14 +1,16 @@
 /**
  * The helper's work on COW files: creating them where they cannot hurt, proving where they lie, handing them over.
  *
- * A file on the volume itself goes through: create, allocate, write header and index region for real (an unwritten extent
- * reads as zeros whatever is on the disk), fsync, extents, nonces, immutable. Whatever fails, the file is removed again.
+ * A file on the volume itself goes through: create (without a name, where the file system can), allocate, write header and
+ * index region for real (an unwritten extent reads as zeros whatever is on the disk), name, fsync, extents, nonces, immutable.
+ * Whatever fails, the file is removed again.
  */
 import { createHash, randomBytes } from 'node:crypto';
 import {
   closeSync,
   constants,
   existsSync,
+  fstatSync,
   fsyncSync,
   lstatSync,
   openSync,
@@ -24,7 +26,7 @@ import { encodeEntriesFromBitmap } from '../cow/index-codec.js';
 import { belowPath } from '../sys/below.js';
 import { deviceNumber, deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
-import { type FileExtent, fileExtents, isRealtimeFile, setImmutable } from '../sys/fsfile.js';
+import { type FileExtent, fileExtents, isRealtimeFile, openUnnamed, setImmutable } from '../sys/fsfile.js';
 import * as libc from '../sys/libc.js';
 import { type MountEntry, mountOf, ownMounts } from '../sys/mounts.js';
 import { BLOCK_BYTES, layoutFor } from '../tracer/layout.js';
@@ -33,6 +35,7 @@ import { whileMapped } from './helper-descriptors.js';
 import { writeManyZeros, writeWhole, writeZeros } from './helper-writes.js';
 
 const EOPNOTSUPP = 95;
+const MODE = 0o600;
 const ON_VOLUME = new Set(['ext2', 'ext3', 'ext4', 'xfs']);
 
 type Params<N extends keyof HelperCalls> = HelperCalls[N]['params'];
@@ -42,25 +45,30 @@ export function createStore(params: Params<'createStore'>): CreatedStore {
   const { path, sizeBytes } = params;
   refuseExisting(path);
   const place = placeOf(params);
-  const fd = openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW, 0o600);
+  // Without a name while it is filled, which takes seconds: a helper that is killed leaves nothing.
+  const unnamed = openUnnamed(dirname(path), MODE);
+  const fd = unnamed ?? openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL, MODE);
+  let isNamed = unnamed === undefined;
   try {
     refuseTooLarge(path, sizeBytes);
     allocate(fd, sizeBytes);
     writeManyZeros(fd, params.indexBytes);
-    fsyncSync(fd);
-    const stats = statSync(path);
     if (place.kind === 'origin' && isRealtimeFile(fd)) {
       throw new CowbirdError(
         'EINVAL',
         `${path} lies on an XFS realtime device, not on the volume: put the COW file elsewhere`,
       );
     }
+    if (unnamed !== undefined) libc.linkDescriptor(unnamed, path);
+    isNamed = true;
+    fsyncSync(fd);
     syncDirectory(path);
+    const stats = fstatSync(fd);
     const created = { path: realpathSync(path), dev: stats.dev, ino: stats.ino };
     notKept.push(created);
     return { ...place, ...created, sizeBytes, immutable: false };
   } catch (error) {
-    unlinkSync(path);
+    if (isNamed) unlinkSync(path);
     throw asRefusal(error, `COW file ${path} of ${sizeBytes} bytes`);
   } finally {
     closeSync(fd);

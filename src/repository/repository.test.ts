@@ -182,6 +182,20 @@ describe(`a repository (COWBIRD_SEED=${SEED})`, () => {
     await expectOneOf(files, [new Map([...versions, [3, newest]])], 'healed');
   });
 
+  it('leaves what cannot be healed for the source has a bad block there, and heals it when that can be read again', async () => {
+    const { disk, versions } = await diskWith(1, SEED);
+    const files = new SimulatedFiles(disk);
+    const newest = Buffer.from(versions.get(1) ?? Buffer.alloc(0)).fill(5, 40_960);
+    await backUp(files, newest);
+    files.open(IMAGE, 'write').pwrite(Buffer.from('somebody else'), 49_152);
+    const bad = await backUp(files, newest, { skipBadBlocks: true }, new Set([12]));
+    assert.deepEqual([bad.damagedBlocks, bad.version.skipped], [[12], [{ offset: 49_152, lengthBytes: 4096 }]]);
+    const { version } = await backUp(files, newest);
+    assert.deepEqual([version.number, version.skipped], [4, []]);
+    assert.ok((await verify(files)).whole.includes(4));
+    assert.ok(readWhole(files, IMAGE).equals(newest));
+  });
+
   it('has nothing of what somebody wrote behind the end of the image, also when the source grows over it', async () => {
     const { disk, versions } = await diskWith(1, SEED);
     const files = new SimulatedFiles(disk);

@@ -91,9 +91,13 @@ export class Repository {
     this.manifest = manifest;
   }
 
-  /** After a commit, with the image under its name: notes what it looks like, and writes the copy. */
-  seal(): void {
-    const manifest = { ...this.requireManifest(), image: this.files.witness(IMAGE) ?? null };
+  /**
+   * After a commit, with the image under its name: notes what it looks like, and writes the copy. An image that is not `sound`
+   * counts as changed by others: the next backup looks at all of it.
+   */
+  seal(sound: boolean): void {
+    const image = sound ? (this.files.witness(IMAGE) ?? null) : null;
+    const manifest = { ...this.requireManifest(), image };
     commitManifest(this.files, manifest);
     copyManifest(this.files, manifest);
     this.manifest = manifest;

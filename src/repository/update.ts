@@ -23,7 +23,7 @@
 import { randomBytes } from 'node:crypto';
 import { BLOCK_SIZE_BYTES, blockCount } from '../cow/geometry.js';
 import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
-import { regionsWith } from './bits.js';
+import { hasBit, regionsWith } from './bits.js';
 import { CHECKSUM_BYTES } from './checksum.js';
 import type { JobTotals } from './jobs-common.js';
 import { CHECKSUMS, HISTORY, IMAGE, IMAGE_UPDATING, regionCount } from './layout.js';
@@ -112,12 +112,12 @@ export async function prepareVersion(
       manifest === undefined
         ? await firstVersion(repository, source, options)
         : await nextVersion(repository, manifest, source, options);
-    const { manifest: next, result } = written;
+    const { manifest: next, result, isSound } = written;
     const confirm = async (): Promise<void> => source.confirm?.();
     const count = (): UpdateResult => {
       repository.commit(next);
       nameImage(repository.files);
-      repository.seal();
+      repository.seal(isSound);
       if (manifest !== undefined) removeUsedMap(repository.files, newestOf(manifest).number);
       return result;
     };
@@ -143,6 +143,8 @@ export async function prepareVersion(
 interface Written {
   manifest: ManifestData;
   result: UpdateResult;
+  /** Nothing is known of the image that is not what it has to be: a block that others wrote may not be there to be read again. */
+  isSound: boolean;
 }
 
 /** Makes the repository whole after a failure, and returns the error to be thrown. */
@@ -210,6 +212,7 @@ async function firstVersion(repository: Repository, source: BackupSource, option
   return {
     manifest: { format: FORMAT, series: series.toString('hex'), lastNumber: 1, image: null, versions: [version] },
     result: { version, damagedBlocks: [], imageWasForeign: false },
+    isSound: true,
   };
 }
 
@@ -346,6 +349,7 @@ async function updateImage(
   return {
     manifest: { ...manifest, lastNumber: version.number, image: null, versions },
     result: { version, damagedBlocks, imageWasForeign: checkImage },
+    isSound: !applied.badBlocks.some((block) => plan.heal !== undefined && hasBit(plan.heal, block)),
   };
 }
 

@@ -1,4 +1,5 @@
 /** File-system calls that only helpers make: extents, flags, freezing, locks (linux/fiemap.h, linux/fs.h, fcntl(2)). */
+import { openSync } from 'node:fs';
 import { errnoOfError } from './errors.js';
 import * as libc from './libc.js';
 
@@ -135,6 +136,23 @@ function tryLockRange(fd: number, type: number, start: number, lengthBytes: numb
     return true;
   } catch (error) {
     if ([11, 13].includes(errnoOfError(error))) return false;
+    throw error;
+  }
+}
+
+const O_TMPFILE = 0o20000000 + libc.O_DIRECTORY;
+/** EOPNOTSUPP; EISDIR from kernels and EINVAL from file systems that do not know the flag. */
+const NO_TMPFILE = [95, 21, 22];
+
+/**
+ * Opens a new file that has no name yet, in the file system of a directory: whoever dies leaves nothing (O_TMPFILE in open(2)).
+ * Undefined where the file system does not have such files.
+ */
+export function openUnnamed(directory: string, mode: number): number | undefined {
+  try {
+    return openSync(directory, libc.O_RDWR + O_TMPFILE, mode);
+  } catch (error) {
+    if (NO_TMPFILE.includes(errnoOfError(error))) return undefined;
     throw error;
   }
 }

@@ -45,6 +45,7 @@ const raw = {
   unshare: c.func('int unshare(int flags)'),
   prctl: c.func('prctl', 'int', ['int', 'uint64_t', 'uint64_t', 'uint64_t', 'uint64_t']),
   flock: c.func('int flock(int fd, int operation)'),
+  linkat: c.func('int linkat(int fromFd, const char *from, int toFd, const char *to, int flags)'),
   syscall: c.func('syscall', 'int64_t', ['int64_t', 'int64_t', 'int64_t', 'int64_t', 'int64_t', 'int64_t', 'int64_t']),
 } as const;
 
@@ -141,6 +142,14 @@ export function tryFlock(fd: number, operation: typeof LOCK_SH | typeof LOCK_EX)
   const errno = koffi.errno();
   if (errno === EWOULDBLOCK) return false;
   throw new SystemError('flock', errno, `fd ${fd}`);
+}
+
+const AT_FDCWD = -100;
+const AT_SYMLINK_FOLLOW = 0x400;
+
+/** Gives a file that was opened without a name a first one (linkat(2)). */
+export function linkDescriptor(fd: number, path: string): void {
+  check(raw.linkat(AT_FDCWD, `/proc/self/fd/${fd}`, AT_FDCWD, path, AT_SYMLINK_FOLLOW), 'linkat', path);
 }
 
 const POSIX_FADV_RANDOM = 1;
