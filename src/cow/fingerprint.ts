@@ -9,7 +9,7 @@
  * - The same at the beginning of each partition: the first 128 KiB of a disk that has some are only their table.
  *
  * What it cannot see: a program that writes to the raw origin and leaves all of that alone. Of what keeps file systems out of sight, or
- * its own changes elsewhere (LVM, LUKS, f2fs), nothing is believed: the fingerprint is another one each time.
+ * its own changes elsewhere (LVM, LUKS, F2FS, FAT, NTFS, swap), nothing is believed: the fingerprint is another one each time.
  */
 import { createHash, randomBytes } from 'node:crypto';
 import type { BlockDevice, IoBuffer } from '../block/device.js';
@@ -21,9 +21,24 @@ const XFS = { blockSize: 4, logStart: 48, agBlocks: 84, logBlocks: 96, agBlocksL
 const XLOG_HEADER_MAGIC = 0xfeedbabe;
 const LOG_TAIL_SECTORS = 64;
 const FINGERPRINT_BYTES = 32;
-const OPAQUE_BYTES = 2048;
-const F2FS_AT = 1024;
-const F2FS_MAGIC = 0xf2f52010;
+
+/** Magic numbers of what can be used without a trace in its first 128 KiB; an LVM label is in one of four sectors. */
+const OPAQUE: ReadonlyArray<{ at: number; magic: Buffer }> = [
+  ...[0, 512, 1024, 1536].map((at) => ({ at, magic: latin('LABELONE') })),
+  { at: 0, magic: latin('LUKS\xba\xbe') },
+  { at: 3, magic: latin('-FVE-FS-') },
+  { at: 1024, magic: Buffer.of(0x10, 0x20, 0xf5, 0xf2) },
+  // Their mark of being mounted is taken back at the end.
+  { at: 3, magic: latin('NTFS    ') },
+  { at: 3, magic: latin('EXFAT   ') },
+  { at: 82, magic: latin('FAT32   ') },
+  { at: 54, magic: latin('FAT1') },
+  { at: 4086, magic: latin('SWAPSPACE2') },
+];
+
+function latin(text: string): Buffer {
+  return Buffer.from(text, 'latin1');
+}
 
 /**
  * SHA-256 over the parts named above. `buffer` holds at least 128 KiB; `starts` are the bytes at which file systems may begin,
@@ -42,7 +57,7 @@ function hashPlace(hash: Hash, device: BlockDevice, buffer: IoBuffer, start: num
   device.read(buffer, 0, lengthBytes, start);
   if (start > 0) hash.update(`at ${start}`);
   hash.update(buffer.bytes.subarray(0, lengthBytes));
-  const head = Buffer.from(buffer.bytes.subarray(0, Math.min(lengthBytes, OPAQUE_BYTES)));
+  const head = Buffer.from(buffer.bytes.subarray(0, lengthBytes));
   if (isOpaque(head)) hash.update(randomBytes(FINGERPRINT_BYTES));
   const log = head.byteLength >= SECTOR_BYTES ? xfsLog(head) : undefined;
   if (log === undefined) return;
@@ -52,10 +67,7 @@ function hashPlace(hash: Hash, device: BlockDevice, buffer: IoBuffer, start: num
 
 /** Whether use of what is on it would not show in its first 128 KiB. */
 function isOpaque(head: Buffer): boolean {
-  const text = head.toString('latin1');
-  const hasLabel = [0, 1, 2, 3].some((sector) => text.startsWith('LABELONE', sector * SECTOR_BYTES));
-  const isF2fs = head.byteLength >= F2FS_AT + 4 && head.readUInt32LE(F2FS_AT) === F2FS_MAGIC;
-  return hasLabel || text.startsWith('LUKS\xba\xbe') || isF2fs;
+  return OPAQUE.some(({ at, magic }) => head.subarray(at, at + magic.byteLength).equals(magic));
 }
 
 interface XfsLog {

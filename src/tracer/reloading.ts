@@ -44,7 +44,7 @@ export function* takeOver(tracer: Tracer, parts: ReloadParts): Steps {
     !expected.equals(header.extension.fingerprint)
   ) {
     throw distrust(
-      'the origin was used without Cowbird since the COW file became clean, or holds what does not show that (LVM, LUKS, f2fs), so changes may be missing: begin a new series, and compare contents for its first backup',
+      'the origin was used without Cowbird since the COW file became clean, or holds what does not show that (LVM, LUKS, F2FS, FAT, NTFS, swap), so changes may be missing: begin a new series, and compare contents for its first backup',
     );
   }
   const bounds = { indexOnly: mode === 'incremental', firstPlace, endPlace };
