@@ -6,21 +6,26 @@
  * as the whole write, and its pages would have to be written at the end all the same. What is short goes through it, where the
  * kernel gathers it; nothing is durable before the caller syncs.
  *
+ * A long range of zeros is no data to a file: it is left a hole where it is one, and made zeros without writing any where it is
+ * not. That is much of an update, for the snapshot's own COW file reads as zeros, and its blocks change with each snapshot.
+ *
  * A transfer that is not whole is done again in this thread, at last block by block: one bad block is counted and must not take
  * its neighbours with it.
  */
-import { closeSync, writeSync } from 'node:fs';
+import { closeSync, fstatSync, writeSync } from 'node:fs';
 import type { PositionedReader } from '../cow/file.js';
 import { BLOCK_SIZE_BYTES, blockCount } from '../cow/geometry.js';
 import { CowbirdError, messageOf } from '../sys/errors.js';
 import { Lanes, openDirect } from '../sys/lanes.js';
+import * as libc from '../sys/libc.js';
 
 export const TRANSFER_BYTES = 1_048_576;
-const LANES = 8;
+const LANES = 32;
 /** Of the lanes, those that read; the others write. */
-const READS_AHEAD = 4;
+const READS_AHEAD = 16;
 /** Shorter ranges are written through the page cache. */
 const DIRECT_WRITE_BYTES_MIN = 65_536;
+const ZEROS = Buffer.alloc(TRANSFER_BYTES);
 const SECTOR_BYTES = 512;
 const FAILURES_KEPT = 10;
 
@@ -77,9 +82,11 @@ class Copier {
   /** By lane: what it is writing. */
   readonly #writing: Array<Range | undefined> = [];
   #nextLane = 0;
+  readonly #isFile: boolean;
 
   constructor(request: CopyRequest, directFd: number | undefined) {
     this.#request = request;
+    this.#isFile = fstatSync(request.fd).isFile();
     this.#directFd = directFd;
   }
 
@@ -131,18 +138,30 @@ class Copier {
     }
   }
 
-  #write(lane: number, group: Group, bytes: Uint8Array): void {
+  #write(lane: number, group: Group, bytes: Buffer): void {
     const { offset, lengthBytes } = spanOf(group);
     const isLong = group.length === 1 && lengthBytes >= DIRECT_WRITE_BYTES_MIN && lengthBytes % BLOCK_SIZE_BYTES === 0;
-    if (isLong && this.#directFd !== undefined) {
+    if (isLong && this.#madeZeros(bytes, offset)) this.#noteWritten(lengthBytes);
+    else if (isLong && this.#directFd !== undefined) {
       this.#lanes.begin(lane, { isWrite: true, fd: this.#directFd, lengthBytes, offset });
       this.#writing[lane] = { offset, lengthBytes };
-      return;
+    } else {
+      for (const range of group) {
+        const at = range.offset - offset;
+        this.#writeRange(bytes.subarray(at, at + range.lengthBytes), range.offset);
+      }
     }
-    for (const range of group) {
-      const at = range.offset - offset;
-      this.#writeRange(bytes.subarray(at, at + range.lengthBytes), range.offset);
-    }
+  }
+
+  /** Whether these bytes are zeros, and are in the image now with nothing written. */
+  #madeZeros(bytes: Buffer, offset: number): boolean {
+    const lengthBytes = bytes.byteLength;
+    if (!this.#isFile || !bytes.equals(ZEROS.subarray(0, lengthBytes))) return false;
+    const { fd } = this.#request;
+    const end = offset + lengthBytes;
+    if (libc.nextData(fd, offset, end) === end) return true;
+    // Not a hole: the image keeps its space, so that no later update fails for want of it.
+    return libc.fast.fallocate(fd, libc.FALLOC_FL_ZERO_RANGE + libc.FALLOC_FL_KEEP_SIZE, offset, lengthBytes) === 0;
   }
 
   #endWrite(lane: number): void {

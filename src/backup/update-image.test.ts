@@ -1,6 +1,17 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, describe, it } from 'node:test';
@@ -53,10 +64,10 @@ class Source implements PositionedReader {
 const run = (firstBlock: number, blockCount = 1): BlockRun => ({ firstBlock, blockCount });
 
 /** The old image with these blocks of the new one. */
-function composed(runs: readonly BlockRun[]): Buffer {
+function composed(runs: readonly BlockRun[], fresh: Buffer = NEW): Buffer {
   const bytes = Buffer.from(OLD);
   for (const { firstBlock, blockCount } of runs)
-    NEW.copy(bytes, firstBlock * BLOCK_BYTES, firstBlock * BLOCK_BYTES, (firstBlock + blockCount) * BLOCK_BYTES);
+    fresh.copy(bytes, firstBlock * BLOCK_BYTES, firstBlock * BLOCK_BYTES, (firstBlock + blockCount) * BLOCK_BYTES);
   return bytes;
 }
 
@@ -105,6 +116,38 @@ describe('copying changed blocks into an image', () => {
         [456, 44],
       ],
     );
+  });
+
+  it('makes zeros of what the snapshot has as zeros, in whatever length', () => {
+    const zeroed = Buffer.from(NEW);
+    zeroed.fill(0, 10 * BLOCK_BYTES, 500 * BLOCK_BYTES);
+    const lists = [
+      [run(10, 490)],
+      [run(5, 500)],
+      [run(10), run(100, 15), run(200, 16), run(300, 200)],
+      [run(0, BLOCKS)],
+    ];
+    for (const changed of lists) {
+      prepare();
+      const result = updateImage({ source: new Source(zeroed), changed, imagePath });
+      const count = changed.reduce((sum, { blockCount }) => sum + blockCount, 0);
+      assert.deepEqual([result.changedBlocks, result.errors], [count, 0]);
+      assert.ok(image().equals(composed(changed, zeroed)));
+    }
+  });
+
+  it('leaves holes in an image where the snapshot has zeros, and counts them as copied', () => {
+    rmSync(imagePath, { force: true });
+    const fd = openSync(imagePath, 'w');
+    writeSync(fd, OLD, 0, BLOCK_BYTES, 0);
+    closeSync(fd);
+    truncateSync(imagePath, SIZE_BYTES);
+    const before = statSync(imagePath).blocks;
+    const zeros = Buffer.alloc(SIZE_BYTES);
+    const result = updateImage({ source: new Source(zeros), changed: [run(256, 300)], imagePath });
+    assert.deepEqual([result.changedBlocks, result.writtenBytes], [300, 300 * BLOCK_BYTES]);
+    assert.equal(statSync(imagePath).blocks, before);
+    assert.ok(image().subarray(BLOCK_BYTES).equals(zeros.subarray(BLOCK_BYTES)));
   });
 
   it('counts a block that cannot be read, says where it is, and copies its neighbours', () => {
