@@ -171,8 +171,7 @@ async function measureRound(bench: Bench, cow: string, cache: Cache, round: numb
   for (const run of [...runs.slice(shift), ...runs.slice(0, shift)]) {
     await lab.run('sync', [], { timeoutMs: STEP_TIMEOUT_MS });
     if (cache === 'cold') await dropCaches(lab);
-    // Warm: what both will read and write has been read and written by a program like the plain one just before.
-    else if (round === 0) await lab.run(plain, [snapshot, cow, image]);
+    // Warm: what both will read and write has been read and written by one of the two just before, at first in `updateAndCompare`.
     await run();
   }
   return result;
