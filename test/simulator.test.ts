@@ -8,8 +8,8 @@ import { CANARIES } from './simulator/canaries.js';
 import { commandFor, main, SEEDS_OF_CI } from './simulator/command.js';
 import { occurrences, ROOT, runSeedsIn, withMutant } from './simulator/mutants.js';
 
-/** Of the write path as it is: `npm run simulate` runs as many as there is time for. */
-const SEEDS = 300;
+/** Of the write path as it is: `npm run simulate` runs as many as there is time for. Those of the canaries are among them. */
+const SEEDS = 200;
 const END = SEEDS_OF_CI + 1;
 
 describe('the simulator', () => {
@@ -55,11 +55,14 @@ describe('canaries', () => {
         assert.equal(count, 1, `${canary.name}: adapt its edits to ${canary.file}`);
   });
 
-  for (const canary of CANARIES.filter(({ by }) => by === 'simulator')) {
-    it(`"${canary.name}" is found by the simulator`, async (t) => {
-      const { seed, message } = await withMutant(canary, (root) => runSeedsIn(root, 1, END));
+  for (const canary of CANARIES) {
+    const { name, by } = canary;
+    if (!('seed' in by)) continue;
+    it(`"${name}" is found by the simulator`, async (t) => {
+      const { seed, message } = await withMutant(canary, (root) => runSeedsIn(root, 1, END, by.seed));
       assert.ok(seed !== undefined, `no seed of 1 to ${SEEDS_OF_CI} finds it`);
       t.diagnostic(`seed ${seed}: ${message.split('\n')[0]?.slice(0, 120)}`);
+      if (seed !== by.seed) t.diagnostic(`seed ${by.seed} does not find it any more: name this one in canaries.ts`);
     });
   }
 });

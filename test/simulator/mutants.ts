@@ -28,7 +28,7 @@ function edit(path: string, { find, replace }: Edit): void {
 export async function withMutant<T>(canary: Canary, action: (root: string) => Promise<T>): Promise<T> {
   const root = mkdtempSync(join(tmpdir(), 'cowbird-canary-'));
   try {
-    const isSimulated = canary.by === 'simulator';
+    const isSimulated = 'seed' in canary.by;
     const left = isSimulated ? /\.(map|d\.ts|test\.js)$/ : /\.(map|d\.ts)$/;
     for (const folder of isSimulated ? FOLDERS : ['src', 'test']) {
       const isCode = (path: string): boolean => !left.test(path);
@@ -54,11 +54,14 @@ export interface Finding {
 
 const LIMIT_MS = 240_000;
 
-/** Runs seeds over the compiled code in a folder, in a process of its own, up to the first that finds something. */
-export function runSeedsIn(root: string, from: number, to: number): Promise<Finding> {
+/**
+ * Runs seeds over the compiled code in a folder, in a process of its own, up to the first that finds something. `first`: a seed to
+ * run before them.
+ */
+export function runSeedsIn(root: string, from: number, to: number, first?: number): Promise<Finding> {
   const main = join(root, 'dist', 'test', 'simulator', 'main.js');
   return new Promise((resolve, reject) => {
-    const args = [main, String(from), String(to)];
+    const args = [main, ...[from, to, ...(first === undefined ? [] : [first])].map(String)];
     execFile(process.execPath, args, { timeout: LIMIT_MS, maxBuffer: 1_048_576 }, (error, stdout, stderr) => {
       if (error !== null) {
         reject(new Error(`the simulator ended with ${stderr.trim() || error.message}`));
