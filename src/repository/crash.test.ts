@@ -12,6 +12,8 @@ import { backUp, backUpMoving, changed, cutEverywhere, diskWith, SIZE_BYTES } fr
 import { PowerCut, randomFrom, SimulatedDisk, SimulatedFiles } from './testing.js';
 
 const SEED = Number(process.env['COWBIRD_SEED'] ?? Math.floor(Date.now() / 1000) % 1_000_000);
+/** At each effect, each with another part of what was not durable left; the long run has more. */
+const TRIES = Number(process.env['COWBIRD_CUT_TRIES'] ?? 1);
 const NONE = new Map<number, Buffer>();
 
 describe(`a repository whose power is cut (COWBIRD_SEED=${SEED})`, () => {
@@ -20,7 +22,7 @@ describe(`a repository whose power is cut (COWBIRD_SEED=${SEED})`, () => {
     const allowed = [NONE, new Map([[1, bytes]])];
     const effects = await cutEverywhere(new SimulatedDisk(), (files) => backUp(files, bytes), allowed, {
       seed: SEED,
-      tries: 2,
+      tries: TRIES,
     });
     assert.ok(effects > 20, `${effects} effects`);
   });
@@ -29,7 +31,7 @@ describe(`a repository whose power is cut (COWBIRD_SEED=${SEED})`, () => {
     const { disk, versions } = await diskWith(2, SEED);
     const next = changed(versions.get(2) ?? Buffer.alloc(0), randomFrom(SEED + 7), 12);
     const allowed = [versions, new Map([...versions, [3, next]])];
-    const effects = await cutEverywhere(disk, (files) => backUp(files, next), allowed, { seed: SEED, tries: 3 });
+    const effects = await cutEverywhere(disk, (files) => backUp(files, next), allowed, { seed: SEED, tries: TRIES });
     assert.ok(effects > 30, `${effects} effects`);
   });
 
@@ -37,7 +39,7 @@ describe(`a repository whose power is cut (COWBIRD_SEED=${SEED})`, () => {
     const { disk, versions } = await diskWith(1, SEED);
     const next = changed(versions.get(1) ?? Buffer.alloc(0), randomFrom(SEED + 9), 12, SIZE_BYTES + 1_300_007);
     const allowed = [versions, new Map([...versions, [2, next]])];
-    await cutEverywhere(disk, (files) => backUp(files, next), allowed, { seed: SEED, tries: 2 });
+    await cutEverywhere(disk, (files) => backUp(files, next), allowed, { seed: SEED, tries: TRIES });
   });
 
   it('has no version or the last state of a source that moves, at every effect of the first backup', async () => {
@@ -45,7 +47,7 @@ describe(`a repository whose power is cut (COWBIRD_SEED=${SEED})`, () => {
     const last = states.at(-1) ?? Buffer.alloc(0);
     const operation = (files: SimulatedFiles): Promise<unknown> => backUpMoving(files, states, randomFrom(SEED));
     const allowed = [NONE, new Map([[1, last]])];
-    await cutEverywhere(new SimulatedDisk(), operation, allowed, { seed: SEED, tries: 2 });
+    await cutEverywhere(new SimulatedDisk(), operation, allowed, { seed: SEED, tries: TRIES });
   });
 
   for (const isListed of [true, false]) {
@@ -61,7 +63,7 @@ describe(`a repository whose power is cut (COWBIRD_SEED=${SEED})`, () => {
         backUpMoving(files, states, randomFrom(SEED), isListed ? old : undefined);
       const effects = await cutEverywhere(disk, operation, [versions, new Map([...versions, [3, back]])], {
         seed: SEED,
-        tries: 2,
+        tries: TRIES,
       });
       assert.ok(effects > 30, `${effects} effects`);
     });
@@ -71,7 +73,7 @@ describe(`a repository whose power is cut (COWBIRD_SEED=${SEED})`, () => {
     const { disk, versions } = await diskWith(4, SEED);
     const effects = await cutEverywhere(disk, (files) => prune(files, [3, 4]), setsOf(versions, [1, 2, 3, 4], [3, 4]), {
       seed: SEED,
-      tries: 2,
+      tries: TRIES,
     });
     assert.ok(effects > 5, `${effects} effects`);
   });
@@ -79,7 +81,10 @@ describe(`a repository whose power is cut (COWBIRD_SEED=${SEED})`, () => {
   it('merges what is dropped in the middle, at every effect of a prune; each step is whole', async () => {
     const { disk, versions } = await diskWith(6, SEED);
     const allowed = setsOf(versions, [1, 2, 3, 4, 5, 6], [2, 3, 4, 5, 6], [2, 4, 5, 6], [2, 4, 6]);
-    const effects = await cutEverywhere(disk, (files) => prune(files, [2, 4, 6]), allowed, { seed: SEED, tries: 2 });
+    const effects = await cutEverywhere(disk, (files) => prune(files, [2, 4, 6]), allowed, {
+      seed: SEED,
+      tries: TRIES,
+    });
     assert.ok(effects > 20, `${effects} effects`);
   });
 
@@ -94,7 +99,7 @@ describe(`a repository whose power is cut (COWBIRD_SEED=${SEED})`, () => {
     const all = new Map([...versions, [2, grown], [3, last]]);
     await cutEverywhere(disk, (files) => prune(files, [1, 3]), setsOf(all, [1, 2, 3], [1, 3]), {
       seed: SEED,
-      tries: 1,
+      tries: TRIES,
     });
   });
 
