@@ -4,7 +4,8 @@ import { test } from 'node:test';
 import { runGuestTests, whyNoGuest } from './vm/command.js';
 import { DEFAULT_KERNEL } from './vm/kernel.js';
 
-const TIMEOUT_MS = 240_000;
+/** It has the processors with other tests. */
+const TIMEOUT_MS = 480_000;
 
 test('a stock kernel of Debian runs everything that is tried in a guest', { skip: await whyNoGuest() }, async (t) => {
   const onLine = (line: string): void => t.diagnostic(line);

@@ -18,6 +18,9 @@ export const CACHE = join(CHECKOUT, '.cowbird-setup', 'vm');
 const SCRATCH_BYTES = 8 * 1_073_741_824;
 /** A disk that takes discards of several ranges. */
 const NVME_BYTES = 402_653_184;
+/** For an attached volume with ext4; loading each of the others takes seconds of a guest. */
+const MODULES = ['fuse', 'loop'];
+const MORE_MODULES = ['xfs', 'btrfs', 'zram', 'dm-mod', 'nvme'];
 const TIMEOUT_MS = 20 * 60_000;
 const PROGRAMS = ['qemu-system-x86_64', 'busybox', 'cpio', 'depmod', 'dpkg-deb', 'apt-get', 'mkfs.ext4'];
 const PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
@@ -35,13 +38,20 @@ export interface GuestTests {
   kernel: string;
   /** Compiled test files below `dist/test`, without `.js`. */
   files: readonly string[];
+  /** Of the kernel, beside those that an attached volume takes. */
+  moreModules?: readonly string[];
   timeoutMs: number;
   onLine: (line: string) => void;
   signal?: AbortSignal;
 }
 
 /** Runs tests in a guest; its exit code is that of the tests. */
-export async function runGuestTests({ kernel: name, files, ...options }: GuestTests): Promise<GuestResult> {
+export async function runGuestTests({
+  kernel: name,
+  files,
+  moreModules = [],
+  ...options
+}: GuestTests): Promise<GuestResult> {
   mkdirSync(CACHE, { recursive: true });
   const kernel = await guestKernel(name, CACHE);
   const scratch = join(CACHE, `scratch-${process.pid}.img`);
@@ -52,7 +62,7 @@ export async function runGuestTests({ kernel: name, files, ...options }: GuestTe
     await run('mkfs.ext4', '-q', '-F', '-E', 'lazy_itable_init=1,nodiscard', scratch);
     const paths = files.map((file) => join(CHECKOUT, 'dist', 'test', `${file}.js`));
     const script = `export PATH=${PATH} HOME=/root TMPDIR=${SCRATCH} LC_ALL=C
-for module in fuse loop xfs btrfs zram dm-mod nvme; do modprobe "$module" || echo "guest: no module $module"; done
+for module in ${[...MODULES, ...moreModules].join(' ')}; do modprobe "$module" || echo "guest: no module $module"; done
 echo "guest: $(uname -r), node $(node --version)"
 cd ${SCRATCH} && status=0
 for file in ${paths.join(' ')}; do ${process.execPath} --test-reporter=tap "$file" || status=1; done
@@ -88,7 +98,9 @@ export async function main(args: string[]): Promise<number> {
   const onLine = (line: string): void => {
     process.stdout.write(`${line}\n`);
   };
-  const request = { kernel: values.kernel, files, timeoutMs: TIMEOUT_MS, onLine, signal: controller.signal };
+  const { kernel } = values;
+  const { signal } = controller;
+  const request = { kernel, files, moreModules: MORE_MODULES, timeoutMs: TIMEOUT_MS, onLine, signal };
   const { exitCode } = await runGuestTests(request);
   process.stderr.write(`The guest ended with ${exitCode}, after ${Math.round((Date.now() - startedAt) / 1_000)} s\n`);
   return exitCode ?? 1;

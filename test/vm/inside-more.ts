@@ -94,7 +94,7 @@ test('more on this kernel', { skip: CANNOT }, async (t) => {
     const disk = `/dev/mapper/${name}`;
     await run('mkfs.ext4', '-q', '-b', '4096', disk);
     const at = await lab.mount(disk);
-    const stop = lab.writer(at);
+    const stop = await lab.writer(at);
     const repository = lab.path('repository');
     const first = await cowbird.backup(disk, repository, { client: lab.client });
     const second = await cowbird.backup(disk, repository, { client: lab.client });
@@ -118,7 +118,7 @@ test('more on this kernel', { skip: CANNOT }, async (t) => {
         await assert.rejects(cowbird.backup(disk, repository, { client: lab.client }), { code: 'ENOTSUP' });
         return;
       }
-      const stop = lab.writer(at);
+      const stop = await lab.writer(at);
       const versions: cowbird.BackupSummary[] = [];
       for (let i = 0; i < 2; i++) versions.push(await cowbird.backup(disk, repository, { client: lab.client }));
       assert.ok(await stop(), 'no write has failed');
