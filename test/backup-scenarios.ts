@@ -8,7 +8,7 @@ import type { TestContext } from 'node:test';
 import { setTimeout as pause } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import * as cowbird from '../src/index.js';
-import { digestOf, fill, type Lab, MIB, run, succeeds, until } from './lab.js';
+import { digestOf, fill, type Lab, MIB, run, until } from './lab.js';
 
 export const COWBIRD = resolve(fileURLToPath(import.meta.url), '..', '..', '..', 'bin', 'cowbird');
 /** Of the file that the load goes to. */
@@ -35,12 +35,6 @@ export async function restored(name: string): Promise<string> {
   const target = `${name.replace('@', '-')}-${randomUUID()}.img`;
   await cowbird.restore(name, target);
   return target;
-}
-
-/** A small XFS: newer mkfs wants to be told that nobody will rely on it. */
-export async function mkfs(lab: Lab, node: string, type: string): Promise<void> {
-  const isMade = type === 'xfs' && (await succeeds('mkfs.xfs', '-q', '-f', '--unsupported', node));
-  if (!isMade) await lab.mkfs(node, type);
 }
 
 /** Mounts an image, so that its log is replayed, and checks its file system; returns what is in it, where that is wanted. */
@@ -78,7 +72,7 @@ export async function mountedVolume(
   payloadMib: number,
 ): Promise<Bench> {
   const node = await lab.attached(name, sizeBytes);
-  await mkfs(lab, node, type);
+  await lab.mkfs(node, type);
   const at = await lab.mount(node, `${name}-mnt`);
   await fill(join(at, 'payload'), payloadMib);
   return { lab, name, type, node, at };
@@ -91,7 +85,7 @@ export async function busyVolume(
   type: string,
 ): Promise<Bench & { stop: () => Promise<boolean> }> {
   const bench = await mountedVolume(lab, name, type, VOLUME_BYTES, PAYLOAD_MIB);
-  return { ...bench, stop: lab.writer(bench.at, 0.03) };
+  return { ...bench, stop: await lab.writer(bench.at, 40) };
 }
 
 /** Overwrites random blocks of a file, each durable. */

@@ -90,7 +90,7 @@ test('killed at any moment, all repositories have the version, or none has it', 
     mounts.push(at);
     pairs.push({ source, repository: lab.path(`${name}-repository`) });
   }
-  const stop = lab.writer(mounts[0] ?? '', 0.05);
+  const stop = await lab.writer(mounts[0] ?? '', 60);
   const args = ['backup', '--together', '--json', ...pairs.map(({ source, repository }) => `${source}:${repository}`)];
   const startedMs = Date.now();
   await cowbird.backupTogether(pairs, { client });

@@ -240,7 +240,7 @@ describe('the daemon under its unit', { skip: CANNOT }, () => {
     await fill(`${mnt}/a`, 10);
     const snapshot = await cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 60 * MIB }, lab.client);
     const contents = digestOf(snapshot);
-    const stopWriter = lab.writer(mnt);
+    const stopWriter = await lab.writer(mnt);
     const reloaded = await ran(lab.env, commandOf(unit, 'ExecReload'));
     assert.equal(reloaded.status, 0, reloaded.stderr);
     await fill(`${mnt}/a`, 10);

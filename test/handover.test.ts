@@ -26,7 +26,7 @@ describe('a busy file system', { skip: CANNOT }, () => {
         if (event === 'volume.frozen' && 'freezeMs' in fields) frozenMs.push(Number(fields['freezeMs']));
       }
     })().catch(() => undefined);
-    const stop = lab.writer(mnt);
+    const stop = await lab.writer(mnt);
     for (let turn = 1; turn <= 4; turn++) {
       await cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, STORE, lab.client);
       await until('the freeze is told', () => frozenMs.length === turn);

@@ -5,6 +5,7 @@
  */
 import { execFile, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
+import { once } from 'node:events';
 import {
   closeSync,
   existsSync,
@@ -62,6 +63,25 @@ export async function until(what: string, isSo: () => Promise<boolean> | boolean
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
 }
+
+/** Of {@link Lab.writer}. One process: a shell that starts three programs for each file costs more than all that it writes. */
+const WRITER = `
+  const { closeSync, fsyncSync, openSync, rmSync, writeSync } = require('node:fs');
+  const { randomFillSync } = require('node:crypto');
+  const [folder, restMs] = process.argv.slice(1);
+  const nobody = new Int32Array(new SharedArrayBuffer(4));
+  const bytes = Buffer.alloc(12 * 16_384);
+  for (let i = 1; ; i++) {
+    const fd = openSync(folder + '/w' + (i % 9), 'w');
+    const length = ((i % 12) + 1) * 16_384;
+    randomFillSync(bytes, 0, length);
+    for (let at = 0; at < length; ) at += writeSync(fd, bytes, at, Math.min(16_384, length - at));
+    fsyncSync(fd);
+    closeSync(fd);
+    rmSync(folder + '/w' + ((i + 4) % 9), { force: true });
+    if (i === 1) writeSync(1, 'begun');
+    Atomics.wait(nobody, 0, 0, Number(restMs));
+  }`;
 
 const labs = new Set<Lab>();
 let labCount = 0;
@@ -138,9 +158,14 @@ export class Lab {
     return `/dev/cowbird/${name}-${this.tag}`;
   }
 
+  /** Newer mkfs makes an XFS below 300 MiB only when it is told that nobody will rely on it. */
   async mkfs(node: string, type: string): Promise<void> {
-    if (type === 'xfs') await run('mkfs.xfs', '-q', '-f', node);
-    else await run(`mkfs.${type}`, '-q', '-b', '4096', node);
+    if (type !== 'xfs') {
+      await run(`mkfs.${type}`, '-q', '-b', '4096', node);
+      return;
+    }
+    const isMade = await succeeds('mkfs.xfs', '-q', '-f', '--unsupported', node);
+    if (!isMade) await run('mkfs.xfs', '-q', '-f', node);
   }
 
   async mount(node: string, name = 'mnt', ...options: string[]): Promise<string> {
@@ -157,14 +182,12 @@ export class Lab {
   }
 
   /**
-   * Writes, rewrites and removes files until it is stopped, which says whether no write had failed until then.
-   * `restSeconds`: between two writes, so that something else gets on too.
+   * Writes, rewrites and removes files until it is stopped, which says whether no write had failed until then. Resolves when the
+   * first is there. `restMs`: between two writes, so that something else gets on too.
    */
-  writer(mountPoint: string, restSeconds = 0): () => Promise<boolean> {
-    const loop =
-      'i=0; while :; do [ "$1" = 0 ] || sleep "$1"; i=$((i+1)); dd if=/dev/urandom of="$0/w$((i%9))" bs=16k count=$((i%12+1)) conv=fsync status=none || exit; rm -f "$0/w$(((i+4)%9))"; done';
-    // A group of its own: whatever it has started ends with it.
-    const child = spawn('sh', ['-c', loop, mountPoint, String(restSeconds)], { stdio: 'ignore', detached: true });
+  async writer(mountPoint: string, restMs = 10): Promise<() => Promise<boolean>> {
+    const args = ['-e', WRITER, mountPoint, String(restMs)];
+    const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'ignore'], detached: true });
     const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()));
     const stop = async (): Promise<boolean> => {
       const goesOn = child.exitCode === null && child.signalCode === null;
@@ -173,6 +196,7 @@ export class Lab {
       return goesOn;
     };
     this.onEnd(stop);
+    await Promise.race([once(child.stdout, 'data'), ended]);
     return stop;
   }
 

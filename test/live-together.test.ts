@@ -101,7 +101,7 @@ test('a disk whose image is a file on the other one is frozen before that one, w
     { source: upper, repository: lab.path('repo-upper') },
   ];
   for (const [i, inOrder] of [pairs, [...pairs].reverse()].entries()) {
-    const stop = lab.writer(at);
+    const stop = await lab.writer(at);
     const live = { freezeTimeoutSeconds: 5 };
     const { backups } = await cowbird.backupTogether(inOrder, { client, live });
     assert.ok(await stop(), 'no write has failed');

@@ -116,7 +116,7 @@ describe('a live upgrade', { skip: CANNOT }, () => {
     await fill(`${mnt}/a`, 20);
     const snapshot = await cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 60 * MIB }, lab.client);
     const before = digestOf(snapshot);
-    const stopWriter = lab.writer(mnt);
+    const stopWriter = await lab.writer(mnt);
     installed.replace('version.js', cowbird.VERSION, '0.2.0');
     const status = await cowbird.restartDaemon(lab.client);
     assert.deepEqual([status.version, status.engineVersion], [cowbird.VERSION, '0.2.0']);
