@@ -58,7 +58,11 @@ export const EXPAND_POINTS = [
 const WRITE_POINTS = ['before-origin-write', 'before-reply'] as const;
 const SAVE_POINTS = ['after-claim', 'after-read', 'after-append', 'after-index'] as const;
 
-const STORE = { storeBytes: 20 * MIB };
+const STORE = { storeBytes: 14 * MIB };
+/** Of what is read whole after each kill: two stores, the files, and some room. */
+const VOLUME_BYTES = 60 * MIB;
+/** With what is written meanwhile, all of it into the store. */
+const WRITTEN_VOLUME_BYTES = 144 * MIB;
 
 /** Kills so far, and the pauses that probers saw. */
 export const tally = { kills: 0, pausesMs: [] as number[] };
@@ -70,18 +74,13 @@ interface Bench {
   load: VerifiedLoad;
 }
 
-/** xfs refuses to be smaller. */
-function sizeFor(fsType: FsType, extraMib: number): number {
-  return (fsType === 'xfs' ? 304 : 64 + extraMib) * MIB;
-}
-
 async function bench(t: TestContext, fsType: FsType): Promise<Bench> {
   const lab = new Lab(t, WITH_FAIL_POINTS);
-  const node = await lab.attached('volume', sizeFor(fsType, 40));
+  const node = await lab.attached('volume', VOLUME_BYTES);
   await lab.mkfs(node, fsType);
   const mnt = await lab.mount(node);
   await fill(`${mnt}/payload`, 4);
-  const load = verifiedLoad(lab, { directory: mnt, blockBytes: 65_536, depth: 4, mib: 12, rateMib: 3 });
+  const load = verifiedLoad(lab, { directory: mnt, blockBytes: 65_536, depth: 4, mib: 6, rateMib: 3 });
   return { lab, node, mnt, load };
 }
 
@@ -182,12 +181,12 @@ export async function killsInWrites(t: TestContext, options: WriteKills): Promis
   const { fsType, mode, minor } = options;
   const device = `/dev/cowbird${minor}`;
   const lab = new Lab(t, WITH_FAIL_POINTS);
-  const node = await lab.attached('volume', sizeFor(fsType, 136));
+  const node = await lab.attached('volume', WRITTEN_VOLUME_BYTES);
   await lab.mkfs(node, fsType);
   const mnt = await lab.mount(node);
   const image = lab.path('image');
   if (mode !== 'passthrough') {
-    await cowbird.setupSnapshot(node, `${mnt}/.cow1`, minor, { storeBytes: 90 * MIB }, lab.client);
+    await cowbird.setupSnapshot(node, `${mnt}/.cow1`, minor, { storeBytes: 64 * MIB }, lab.client);
     await copy(device, image);
   }
   if (mode === 'incremental') await cowbird.transitionToIncremental(minor, lab.client);

@@ -33,15 +33,16 @@ describe('an engine that ends', { skip: CANNOT, concurrency: 2 }, () => {
   it('in the middle of a setup or destroy, on xfs: it is finished, or begun again', (t) =>
     setupsAndDestroys(t, { fsType: 'xfs', minor: 183, points: ['paused', 'committed'] }));
 
+  // The write path knows no file system: each of its points once in each mode, and random moments on both.
   const WRITES = [
-    ['snapshot', 'ext4'],
-    ['incremental', 'ext4'],
-    ['passthrough', 'xfs'],
-    ['snapshot', 'xfs'],
+    ['snapshot', 'ext4', 1],
+    ['incremental', 'ext4', 1],
+    ['passthrough', 'xfs', 1],
+    ['snapshot', 'xfs', 0],
   ] as const;
-  for (const [i, [mode, fsType]] of WRITES.entries()) {
+  for (const [i, [mode, fsType, rounds]] of WRITES.entries()) {
     it(`in the write path, in ${mode} mode on ${fsType}: it costs a pause, no error and no byte`, (t) =>
-      killsInWrites(t, { fsType, mode, minor: 184 + i, rounds: 1, randomKills: 3 }));
+      killsInWrites(t, { fsType, mode, minor: 184 + i, rounds, randomKills: 3 }));
   }
 
   it('in the middle of an attach or a detach leaves it done, and no trace of a half one', attachesAndDetaches);
