@@ -8,6 +8,8 @@ import { partitioned } from './harness.js';
 import { CANNOT, copy, digestOf, fill, Lab, MIB, run, until } from './lab.js';
 
 const MINOR = 120;
+/** The whole of it is read in most of these tests. */
+const VOLUME_MIB = 128;
 
 interface Bench {
   lab: Lab;
@@ -18,11 +20,11 @@ interface Bench {
 
 async function bench(t: TestContext, fsType = 'ext4'): Promise<Bench> {
   const lab = new Lab(t);
-  const node = await lab.attached('volume', 400 * MIB);
+  const node = await lab.attached('volume', VOLUME_MIB * MIB);
   await lab.mkfs(node, fsType);
   const mnt = await lab.mount(node);
   await fill(`${mnt}/a`, 10);
-  await cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 60 * MIB }, lab.client);
+  await cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 30 * MIB }, lab.client);
   await copy('/dev/cowbird120', lab.path('image'));
   await fill(`${mnt}/a`, 5);
   return { lab, node, mnt, image: lab.path('image') };
@@ -86,7 +88,7 @@ describe('a tracked volume', { skip: CANNOT }, () => {
     await cowbird.transitionToIncremental(MINOR, lab.client);
     await run('umount', mnt);
     await until('clean', async () => (await headerOnDisk(lab, node)).clean);
-    const last = 400 * 256 - 3;
+    const last = VOLUME_MIB * 256 - 3;
     await run(
       'dd',
       'if=/dev/urandom',
@@ -140,7 +142,7 @@ describe('after a clean stop', { skip: CANNOT }, () => {
     await lab.mount(lab.link('volume'));
     await fill(`${mnt}/c`, 5);
     assert.equal((await lab.status(MINOR)).state, 2);
-    const snapshot = await cowbird.transitionToSnapshot(MINOR, `${mnt}/.cow2`, { storeBytes: 60 * MIB }, lab.client);
+    const snapshot = await cowbird.transitionToSnapshot(MINOR, `${mnt}/.cow2`, { storeBytes: 30 * MIB }, lab.client);
     await cowbird.updateImageFromSnapshot({ snapshot, cowFile: `${mnt}/.cow`, image, client: lab.client });
     assert.equal(digestOf(image), digestOf(snapshot));
   });

@@ -23,7 +23,7 @@ export interface LiveDisk {
 
 /** A loop device, or a partition of one, with a file system that is mounted. Nothing of Cowbird has it. */
 export async function mountedDisk(lab: Lab, type: string, isPartitioned: boolean, name = 'disk'): Promise<LiveDisk> {
-  const sizeBytes = (type === 'xfs' ? 304 : 120) * MIB;
+  const sizeBytes = 120 * MIB;
   const offset = isPartitioned ? PARTITION_OFFSET : 0;
   const image = lab.image(`${name}.img`, sizeBytes + offset);
   const flags = isPartitioned ? ['-P'] : [];

@@ -14,7 +14,7 @@ interface Bench {
 }
 
 /** A mounted ext4 with a file of 30 MiB and a snapshot with a store of so many MiB, copied to an image. */
-async function bench(t: TestContext, minor: number, storeMib: number, volumeMib = 400): Promise<Bench> {
+async function bench(t: TestContext, minor: number, storeMib: number, volumeMib = 160): Promise<Bench> {
   const lab = new Lab(t);
   const node = await lab.attached('volume', volumeMib * MIB);
   await lab.mkfs(node, 'ext4');
@@ -41,7 +41,7 @@ describe('the store', { skip: CANNOT }, () => {
     );
     await run('cmp', '-n', '1000', `${mnt}/b`, `${mnt}/b`);
     await assert.rejects(cowbird.transitionToIncremental(110, lab.client), { code: 'EINVAL' });
-    const snapshot = await cowbird.transitionToSnapshot(110, `${mnt}/.cow2`, { storeBytes: 60 * MIB }, lab.client);
+    const snapshot = await cowbird.transitionToSnapshot(110, `${mnt}/.cow2`, { storeBytes: 40 * MIB }, lab.client);
     const result = await cowbird.updateImageFromSnapshot({
       snapshot,
       cowFile: `${mnt}/.cow`,

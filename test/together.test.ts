@@ -32,7 +32,7 @@ function requireOrdered(first: number, second: number): void {
 
 async function mountedPair(t: TestContext): Promise<{ lab: Lab; nodes: [string, string]; mounts: [string, string] }> {
   const lab = new Lab(t, WITH_FAIL_POINTS);
-  const nodes: [string, string] = [await lab.attached('a', 80 * MIB), await lab.attached('b', 304 * MIB)];
+  const nodes: [string, string] = [await lab.attached('a', 80 * MIB), await lab.attached('b', 96 * MIB)];
   await lab.mkfs(nodes[0], 'ext4');
   await lab.mkfs(nodes[1], 'xfs');
   const mounts: [string, string] = [await lab.mount(nodes[0], 'mnt-a'), await lab.mount(nodes[1], 'mnt-b')];
