@@ -28,9 +28,18 @@ const GROUPS = [
   { folder: 'test', concurrency: 3, timeoutMs: 600_000, isTogether: true, takes: (file) => !ALONE.includes(file) },
   { folder: 'test', concurrency: 1, timeoutMs: 600_000, takes: (file) => ALONE.includes(file) },
 ];
-const LONGEST = ['kills', 'backup', 'vm', 'defects', 'nine-steps', 'life', 'simulator', 'repository'].map(
-  (name) => `test/${name}.test.js`,
-);
+const LONGEST = [
+  'vm',
+  'backup',
+  'kills',
+  'tracking-kills',
+  'repository',
+  'defects',
+  'life',
+  'hard-cases',
+  'live',
+  'free-aware',
+].map((name) => `test/${name}.test.js`);
 /** Runs what takes too long for every change instead: `npm run test:long`. */
 const LONG = '--long';
 const LONG_TIMEOUT_MS = 4 * 3_600_000;
