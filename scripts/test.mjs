@@ -8,9 +8,9 @@
  * What a run that was killed outright left is cleared away by the next (`test/leftovers.ts`).
  */
 import { spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, readdirSync, realpathSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, realpathSync, rmSync, symlinkSync } from 'node:fs';
 import { constants, tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Interrupted, killGroup, pause, SECOND_SIGNAL_MS, sendSignal } from './children.mjs';
 import { TEST_LOCK, takeLock } from './lock.mjs';
@@ -58,6 +58,16 @@ function testFiles(folder, ending) {
 /** The longest first: a long one at the end would run alone. */
 function longestFirst(files) {
   return [...LONGEST.filter((file) => files.includes(file)), ...files.filter((file) => !LONGEST.includes(file))];
+}
+
+/** Links to files, whose names sort as the files stand: Node's runner takes what it is given in the order of names. */
+function inThisOrder(files, folder) {
+  mkdirSync(folder);
+  return files.map((file, i) => {
+    const link = join(folder, `${String(i).padStart(3, '0')}-${basename(file)}`);
+    symlinkSync(join(DIST, file), link);
+    return link;
+  });
 }
 
 /** What a person writes to choose a test, as a part of the path of its compiled file. */
@@ -146,7 +156,7 @@ async function runGroups(groups, nodeArgs) {
         `--test-reporter=${join(ROOT, 'scripts', 'test-reporter.mjs')}`,
         '--test-reporter-destination=stdout',
         ...nodeArgs,
-        ...files.map((file) => join(DIST, file)),
+        ...inThisOrder(files, join(folder, String(i))),
       ];
       const more = i < groups.length - 1 ? '1' : '0';
       const together = isTogether ? { COWBIRD_TEST_TOGETHER: '1' } : {};
