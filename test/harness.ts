@@ -1,9 +1,11 @@
 /** What several whole-system tests need beside the laboratory: holders of devices, traces, kills. */
+import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { closeSync, existsSync, openSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { setTimeout as pause } from 'node:timers/promises';
 import * as cowbird from '../src/index.js';
-import { type Lab, run, succeeds, until } from './lab.js';
+import { LAB_PREFIX, type Lab, run, succeeds, until } from './lab.js';
 
 /** A program that runs until it is stopped or the test ends; `openPath` is its standard input. */
 export function program(lab: Lab, command: string, args: string[], openPath?: string): () => Promise<void> {
@@ -21,6 +23,28 @@ export function program(lab: Lab, command: string, args: string[], openPath?: st
   };
   lab.onEnd(stop);
   return stop;
+}
+
+/** What goes away when it is unmounted here only; `$0` is what stays. The prefix is that of all laboratories. */
+const HOLD_ONE = `for at in $(cut -d' ' -f5 /proc/self/mountinfo | grep -F "$1" | grep -vxF "$0"); do umount -l "$at"; done
+echo ready; exec sleep 60`;
+
+/**
+ * Another mount namespace that has this mount too, and none of other tests: those unmount theirs meanwhile. Gives the pid of its
+ * process, and what ends it.
+ */
+export async function otherNamespace(lab: Lab, at: string): Promise<{ pid: number; end: () => Promise<void> }> {
+  const args = ['-m', '--propagation', 'private', 'sh', '-c', HOLD_ONE, at, LAB_PREFIX];
+  const child = spawn('unshare', args, { stdio: ['ignore', 'pipe', 'ignore'] });
+  const ended = once(child, 'exit');
+  const end = async (): Promise<void> => {
+    child.kill('SIGKILL');
+    await ended;
+  };
+  lab.onEnd(end);
+  const said = await Promise.race([once(child.stdout, 'data'), ended]);
+  assert.match(String(said[0]), /^ready/, 'there is another mount namespace');
+  return { pid: child.pid ?? 0, end };
 }
 
 /** Gives a disk a table with one partition, from 1 MiB on, 254 MiB; returns its node. */

@@ -1,10 +1,9 @@
 /** Umount, mount, namespaces, stop, start, reload. */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
 import { describe, it, type TestContext } from 'node:test';
 import { decodeHeader } from '../src/cow/header.js';
 import * as cowbird from '../src/index.js';
-import { partitioned } from './harness.js';
+import { otherNamespace, partitioned } from './harness.js';
 import { CANNOT, copy, digestOf, fill, Lab, MIB, run, until } from './lab.js';
 
 const MINOR = 120;
@@ -69,17 +68,10 @@ describe('a tracked volume', { skip: CANNOT }, () => {
 
   it('stays active while another mount namespace has it mounted', async (t) => {
     const { lab, mnt } = await bench(t);
-    const holder = spawn('unshare', ['-m', '--propagation', 'private', 'sleep', '60'], { stdio: 'ignore' });
-    const ended = new Promise((resolve) => holder.once('exit', resolve));
-    lab.onEnd(async () => {
-      holder.kill('SIGKILL');
-      await ended;
-    });
-    await new Promise((resolve) => setTimeout(resolve, 500));
+    const holder = await otherNamespace(lab, mnt);
     await run('umount', mnt);
     assert.equal((await lab.status(MINOR)).state, 3);
-    holder.kill('SIGKILL');
-    await ended;
+    await holder.end();
     await until('it is dormant', async () => (await lab.status(MINOR)).state === 1);
   });
 

@@ -1,11 +1,10 @@
 /** Bad input gets the errno that the peer's users know, and leaves nothing behind. */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, unlinkSync, writeFileSync } from 'node:fs';
 import { describe, it } from 'node:test';
-import { setTimeout as pause } from 'node:timers/promises';
 import * as cowbird from '../src/index.js';
 import { boundLoops } from '../src/sys/blkdev.js';
+import { otherNamespace } from './harness.js';
 import { CANNOT, fill, Lab, MIB, run } from './lab.js';
 
 const MINOR = 130;
@@ -92,19 +91,13 @@ describe('detach refuses', { skip: CANNOT }, () => {
     const node = await lab.attached('volume', 100 * MIB);
     await lab.mkfs(node, 'ext4');
     const mnt = await lab.mount(node);
-    const holder = spawn('unshare', ['-m', '--propagation', 'private', 'sleep', '60'], { stdio: 'ignore' });
-    const ended = new Promise((resolve) => holder.once('exit', resolve));
-    lab.onEnd(async () => {
-      holder.kill('SIGKILL');
-      await ended;
-    });
-    await pause(500);
+    const holder = await otherNamespace(lab, mnt);
     await run('umount', mnt);
     await assert.rejects(cowbird.detach(node, lab.client), {
       code: 'EBUSY',
       message: new RegExp(`namespace of pid ${holder.pid}: unmount it first`),
     });
-    setTimeout(() => holder.kill('SIGKILL'), 500);
+    setTimeout(() => void holder.end(), 500);
     await cowbird.detach(node, lab.client);
   });
 });

@@ -3,22 +3,18 @@
  * of the snapshot's own COW file, which read as zeros: `free-blocks-main NODE FSTYPE BYTES [NAME INODE]`, the list being a bitmap in
  * the file of descriptor 3.
  *
- * A mount may hang, and must end with its maker: so it is not made in the command itself. It covers a directory that there is
- * on every machine, in this process's own view: whoever is killed, and when, no directory is left.
+ * A mount may hang, and must end with its maker: so it is not made in the command itself.
  */
-import { closeSync, fstatSync, lstatSync, openSync, realpathSync, writeSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { closeSync, fstatSync, lstatSync, openSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
 import { FIEMAP_EXTENT, fileExtents } from '../sys/fsfile.js';
 import { freeRanges } from '../sys/fsmap.js';
-import * as libc from '../sys/libc.js';
-import { ownMounts } from '../sys/mounts.js';
+import { withPrivateMount } from '../sys/private-mount.js';
 import { FREE_MOUNT_OPTIONS } from './free-blocks.js';
 
 const MS_RDONLY = 1;
 const MS_NOSUID_NODEV_NOEXEC = 14;
-const MS_REC_PRIVATE = 0x44000;
 const BITMAP_FD = 3;
 /** Extents whose address is none of the device's. */
 const NO_ADDRESS = FIEMAP_EXTENT.UNKNOWN | FIEMAP_EXTENT.DELALLOC | FIEMAP_EXTENT.ENCODED | FIEMAP_EXTENT.DATA_INLINE;
@@ -56,33 +52,20 @@ function putCowFile(bitmap: Buffer, path: string, inode: number): void {
   }
 }
 
-/** A file system that somebody unmounts meanwhile must not stay mounted because of this namespace. */
-function leaveOthers(mountPoint: string): void {
-  for (const other of ownMounts().reverse()) {
-    const isNeeded = other.mountPoint === '/' || `${mountPoint}/`.startsWith(`${other.mountPoint}/`);
-    if (other.source.startsWith('/dev/') && !isNeeded) libc.umount(other.mountPoint, libc.MNT_DETACH);
-  }
-}
-
 function main([node = '', fsType = '', bitmapBytes = '0', cowName, inode]: string[]): void {
-  const mountPoint = realpathSync(tmpdir());
-  libc.unshareMounts();
-  libc.mount('none', '/', '', MS_REC_PRIVATE, '');
-  leaveOthers(mountPoint);
-  libc.mount(node, mountPoint, fsType, MS_RDONLY + MS_NOSUID_NODEV_NOEXEC, FREE_MOUNT_OPTIONS[fsType] ?? '');
-  try {
+  const options = FREE_MOUNT_OPTIONS[fsType] ?? '';
+  withPrivateMount({ node, fsType, flags: MS_RDONLY + MS_NOSUID_NODEV_NOEXEC, options }, (at) => {
     const bitmap = Buffer.alloc(Number(bitmapBytes));
-    const fd = openSync(mountPoint, 'r');
+    const fd = openSync(at, 'r');
     try {
       for (const { offset, lengthBytes } of freeRanges(fd, fstatSync(fd).dev)) putRange(bitmap, offset, lengthBytes);
     } finally {
       closeSync(fd);
     }
-    if (cowName !== undefined) putCowFile(bitmap, join(mountPoint, cowName), Number(inode));
-    for (let at = 0; at < bitmap.byteLength; ) at += writeSync(BITMAP_FD, bitmap, at, bitmap.byteLength - at, at);
-  } finally {
-    libc.umount(mountPoint);
-  }
+    if (cowName !== undefined) putCowFile(bitmap, join(at, cowName), Number(inode));
+    for (let done = 0; done < bitmap.byteLength; )
+      done += writeSync(BITMAP_FD, bitmap, done, bitmap.byteLength - done, done);
+  });
 }
 
 main(process.argv.slice(2));

@@ -5,8 +5,7 @@
  * engine nor keeper makes them. A helper may hang. It runs one call at a time, and thaws what it froze when its parent goes
  * away or `thaw` does not come in time, whatever else happens.
  */
-import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, rmdirSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { closeSync, existsSync, mkdirSync, openSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { bindLoop, releaseLoop, setMaxRequestKib } from '../sys/blkdev.js';
 import { CowbirdError } from '../sys/errors.js';
@@ -14,6 +13,7 @@ import { setImmutable } from '../sys/fsfile.js';
 import { endHook, runHook } from '../sys/hook.js';
 import * as libc from '../sys/libc.js';
 import { ownMounts } from '../sys/mounts.js';
+import { withPrivateMount } from '../sys/private-mount.js';
 import { VERSION } from '../version.js';
 import type { HelperCall, HelperCalls } from './helper-calls.js';
 import { withKeepers } from './helper-descriptors.js';
@@ -50,7 +50,6 @@ import { REST_CALL } from './services.js';
 const MAX_REQUEST_KIB = 1024;
 const MS_NOSUID_NODEV = 6;
 const MS_NOATIME = 1024;
-const MS_REC_PRIVATE = 0x44000;
 
 /** This process has become what nobody else can use. */
 let mustEnd = false;
@@ -101,23 +100,17 @@ const calls: Implementation = {
   eraseNonces,
   setImmutable: makeImmutable,
   clearImmutableUnmounted({ node, fsType, pathInside }) {
-    // A namespace of our own: nobody sees this mount, and it ends with this process.
+    // Nobody sees this mount, and it ends with this process.
     mustEnd = true;
-    libc.unshareMounts();
-    libc.mount('none', '/', '', MS_REC_PRIVATE, '');
-    const at = mkdtempSync(join(tmpdir(), 'cowbird-'));
-    libc.mount(node, at, fsType, MS_NOATIME, fsType === 'xfs' ? 'nouuid' : '');
-    try {
+    const options = fsType === 'xfs' ? 'nouuid' : '';
+    withPrivateMount({ node, fsType, flags: MS_NOATIME, options }, (at) => {
       const fd = openSync(join(at, pathInside), 'r');
       try {
         setImmutable(fd, false);
       } finally {
         closeSync(fd);
       }
-    } finally {
-      libc.umount(at);
-      rmdirSync(at);
-    }
+    });
     return null;
   },
   unlinkStore,
