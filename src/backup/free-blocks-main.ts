@@ -19,6 +19,8 @@ const BITMAP_FD = 3;
 /** Extents whose address is none of the device's. */
 const NO_ADDRESS = FIEMAP_EXTENT.UNKNOWN | FIEMAP_EXTENT.DELALLOC | FIEMAP_EXTENT.ENCODED | FIEMAP_EXTENT.DATA_INLINE;
 const BITS = 8;
+/** One call of Node's takes less than 2 GiB. */
+const TRANSFER_BYTES_MAX = 1_073_741_824;
 
 /** Sets the bits of blocks that lie in a free range as a whole. */
 function putRange(bitmap: Buffer, offset: number, lengthBytes: number): void {
@@ -64,7 +66,7 @@ function main([node = '', fsType = '', bitmapBytes = '0', cowName, inode]: strin
     }
     if (cowName !== undefined) putCowFile(bitmap, join(at, cowName), Number(inode));
     for (let done = 0; done < bitmap.byteLength; )
-      done += writeSync(BITMAP_FD, bitmap, done, bitmap.byteLength - done, done);
+      done += writeSync(BITMAP_FD, bitmap, done, Math.min(bitmap.byteLength - done, TRANSFER_BYTES_MAX), done);
   });
 }
 

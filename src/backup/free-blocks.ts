@@ -21,6 +21,8 @@ import * as libc from '../sys/libc.js';
 import type { Signature } from './signature.js';
 
 const TIMEOUT_MS = 60_000;
+/** What one call of Node's takes is below 2 GiB; the list for 64 TiB is that large. */
+const TRANSFER_BYTES_MAX = 1_073_741_824;
 const STDERR_CHARS_MAX = 2_000;
 const EXT_SUPERBLOCK = 1024;
 const EXT_FEATURE_INCOMPAT = EXT_SUPERBLOCK + 0x60;
@@ -61,11 +63,11 @@ export async function usedBlocks(
     await runChild([node, fsType, String(bits.byteLength), ...ofCowFile], fd);
     const free = Buffer.alloc(bits.byteLength);
     for (let at = 0; at < free.byteLength; ) {
-      const count = readSync(fd, free, at, free.byteLength - at, at);
+      const count = readSync(fd, free, at, Math.min(free.byteLength - at, TRANSFER_BYTES_MAX), at);
       if (count === 0) throw new CowbirdError('EIO', 'the list of free blocks is short');
       at += count;
     }
-    for (const [i, byte] of free.entries()) bits[i] = 255 - byte;
+    for (let at = 0; at < bits.byteLength; at++) bits[at] = 255 - (free[at] ?? 0);
     return bits;
   } finally {
     closeSync(fd);

@@ -28,6 +28,7 @@ const OPAQUE = [
   { name: 'NTFS', at: 3, magic: 'NTFS    ' },
   { name: 'BitLocker', at: 3, magic: '-FVE-FS-' },
   { name: 'swap', at: 4086, magic: 'SWAPSPACE2' },
+  { name: 'swap of large pages', at: 65_526, magic: 'SWAPSPACE2' },
 ];
 
 describe('the fingerprint of an origin', () => {

@@ -33,7 +33,8 @@ const OPAQUE: ReadonlyArray<{ at: number; magic: Buffer }> = [
   { at: 3, magic: latin('EXFAT   ') },
   { at: 82, magic: latin('FAT32   ') },
   { at: 54, magic: latin('FAT1') },
-  { at: 4086, magic: latin('SWAPSPACE2') },
+  // At the end of its first page, and pages have several sizes.
+  ...[4096, 8192, 16_384, 32_768, 65_536].map((page) => ({ at: page - 10, magic: latin('SWAPSPACE2') })),
 ];
 
 function latin(text: string): Buffer {

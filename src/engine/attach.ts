@@ -13,7 +13,14 @@ import { VOLUME_NAME } from '../sys/checks.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { MAX_WORKERS } from '../tracer/layout.js';
-import { currentRequestId, type EngineContext, refuseForeignLink, undoing, withHelper } from './context.js';
+import {
+  attachedRecords,
+  currentRequestId,
+  type EngineContext,
+  refuseForeignLink,
+  undoing,
+  withHelper,
+} from './context.js';
 import { closeDevice, isWhole, LOOK_AGAIN_MS, openDevice, restoreLinks, VISITORS_WAIT_MS } from './devices.js';
 import { failPoint } from './fail-points.js';
 import { findVolume, refuseInUse, refuseOwnFiles, refuseSecondUse } from './lookup.js';
@@ -100,7 +107,7 @@ function checkAttach(context: EngineContext, params: AttachParams): { origin: st
     );
   }
   const link = `/dev/cowbird/${name}`;
-  if ([...context.volumes.values()].some((volume) => volume.record.name === name)) {
+  if (attachedRecords(context).some((record) => record.name === name)) {
     throw new CowbirdError('EEXIST', `A volume named ${name} is attached already: give another name with --name`);
   }
   refuseSecondUse(context, origin);
@@ -212,7 +219,7 @@ export async function removeVolume(context: EngineContext, volume: Volume, forge
 
 /** Writes what is attached, for the next start. */
 export function saveAttached(context: EngineContext): void {
-  const volumes: SavedVolume[] = [...context.volumes.values()].map(({ record }) => ({
+  const volumes: SavedVolume[] = attachedRecords(context).map((record) => ({
     name: record.name,
     origin: record.origin,
     workers: record.workers,

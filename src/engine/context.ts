@@ -5,6 +5,7 @@ import { dirname } from 'node:path';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import type { EventInput } from './events.js';
 import type { Pool } from './pool.js';
+import type { VolumeRecord } from './records.js';
 import type { HelperSession, Keeper } from './services.js';
 import { isDeadLink, targetOf } from './stale.js';
 import type { Volume } from './volume.js';
@@ -21,7 +22,14 @@ export interface EngineContext {
   readonly paths: EnginePaths;
   readonly pool: Pool;
   readonly volumes: Map<string, Volume>;
+  /** Volumes of a dead engine that this one could not serve: the next one tries again, so all that is theirs stays. */
+  readonly stuck: VolumeRecord[];
   emit(event: EventInput): void;
+}
+
+/** Of all volumes that are attached, served or not. */
+export function attachedRecords({ volumes, stuck }: EngineContext): VolumeRecord[] {
+  return [...[...volumes.values()].map(({ record }) => record), ...stuck];
 }
 
 /** The call from outside that the present asynchronous context serves. */

@@ -8,7 +8,7 @@ import { CowbirdError, errnoOfError, messageOf } from '../sys/errors.js';
 import { Word } from '../tracer/layout.js';
 import { type AttachParams, attachVolume, detachVolume, removeVolume } from './attach.js';
 import { makeClean } from './cleaning.js';
-import { type EngineContext, type EnginePaths, Mutex } from './context.js';
+import { attachedRecords, type EngineContext, type EnginePaths, Mutex } from './context.js';
 import { abandonDevice } from './devices.js';
 import { takeFailPoint } from './fail-points.js';
 import { expandCowFile, growWhereLow, reconfigureAutoExpand } from './grow.js';
@@ -67,6 +67,7 @@ export class Engine {
       paths,
       pool,
       volumes: new Map(),
+      stuck: [],
       emit: (event) => {
         keeper
           .call('event', event)
@@ -260,7 +261,7 @@ export class Engine {
   }
 
   async getFreeMinor(): Promise<{ minor: number }> {
-    const used = new Set([...this.#context.volumes.values()].map((volume) => volume.record.snapshot?.minor));
+    const used = new Set(attachedRecords(this.#context).map(({ snapshot }) => snapshot?.minor));
     for (let minor = 0; minor <= LAST_MINOR; minor++) if (!used.has(minor)) return { minor };
     throw new CowbirdError('ENOENT', 'All 256 minors are in use');
   }

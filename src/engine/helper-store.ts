@@ -25,7 +25,7 @@ import { decodeHeader } from '../cow/header.js';
 import { encodeEntriesFromBitmap } from '../cow/index-codec.js';
 import { belowPath } from '../sys/below.js';
 import { deviceNumber, deviceNumbersOn } from '../sys/blkdev.js';
-import { CowbirdError, errnoOfError } from '../sys/errors.js';
+import { assert, CowbirdError, errnoOfError } from '../sys/errors.js';
 import { type FileExtent, fileExtents, isRealtimeFile, openUnnamed, setImmutable } from '../sys/fsfile.js';
 import * as libc from '../sys/libc.js';
 import { type MountEntry, mountOf, ownMounts } from '../sys/mounts.js';
@@ -39,16 +39,27 @@ const MODE = 0o600;
 const ON_VOLUME = new Set(['ext2', 'ext3', 'ext4', 'xfs']);
 
 type Params<N extends keyof HelperCalls> = HelperCalls[N]['params'];
+type StorePlace = Pick<CreatedStore, 'kind' | 'mountPoint' | 'startBytes'>;
 
 /** Creates and allocates a COW file. On any failure nothing is left. */
 export function createStore(params: Params<'createStore'>): CreatedStore {
-  const { path, sizeBytes } = params;
-  refuseExisting(path);
+  refuseExisting(params.path);
   const place = placeOf(params);
-  // Without a name while it is filled, which takes seconds: a helper that is killed leaves nothing.
-  const unnamed = openUnnamed(dirname(path), MODE);
-  const fd = unnamed ?? openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL, MODE);
-  let isNamed = unnamed === undefined;
+  const created = fillStore(params, place, true) ?? fillStore(params, place, false);
+  assert(created !== undefined, 'a file that is made with its name has it');
+  return created;
+}
+
+/**
+ * Without a name while it is filled, which takes seconds: a helper that is killed leaves nothing. Undefined where such a file can
+ * be had and not be given a name.
+ */
+function fillStore(params: Params<'createStore'>, place: StorePlace, unnamed: boolean): CreatedStore | undefined {
+  const { path, sizeBytes } = params;
+  const unnamedFd = unnamed ? openUnnamed(dirname(path), MODE) : undefined;
+  const fd =
+    unnamedFd ?? openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW, MODE);
+  let isNamed = unnamedFd === undefined;
   try {
     refuseTooLarge(path, sizeBytes);
     allocate(fd, sizeBytes);
@@ -59,19 +70,34 @@ export function createStore(params: Params<'createStore'>): CreatedStore {
         `${path} lies on an XFS realtime device, not on the volume: put the COW file elsewhere`,
       );
     }
-    if (unnamed !== undefined) libc.linkDescriptor(unnamed, path);
+    // Before it has a name: what comes behind that is short.
+    fsyncSync(fd);
+    if (!isNamed && !tryName(fd, path)) return undefined;
     isNamed = true;
+    const { dev, ino } = fstatSync(fd);
+    const created = { path: realpathSync(path), dev, ino };
+    notKept.push(created);
     fsyncSync(fd);
     syncDirectory(path);
-    const stats = fstatSync(fd);
-    const created = { path: realpathSync(path), dev: stats.dev, ino: stats.ino };
-    notKept.push(created);
     return { ...place, ...created, sizeBytes, immutable: false };
   } catch (error) {
     if (isNamed) unlinkSync(path);
     throw asRefusal(error, `COW file ${path} of ${sizeBytes} bytes`);
   } finally {
     closeSync(fd);
+  }
+}
+
+/** EPERM, ENOENT, EACCES, EXDEV, EOPNOTSUPP: this file system, or somebody who guards it, gives such files no names. */
+const NO_NAME = [1, 2, 13, 18, 95];
+
+function tryName(fd: number, path: string): boolean {
+  try {
+    libc.linkDescriptor(fd, path);
+    return true;
+  } catch (error) {
+    if (NO_NAME.includes(errnoOfError(error))) return false;
+    throw error;
   }
 }
 
@@ -120,7 +146,7 @@ function refuseExisting(path: string): void {
 }
 
 /** Whether the file will lie on the volume, and refuses the places that would wait for themselves. */
-function placeOf(params: Params<'createStore'>): Pick<CreatedStore, 'kind' | 'mountPoint' | 'startBytes'> {
+function placeOf(params: Params<'createStore'>): StorePlace {
   const directory = realpathSync(dirname(params.path));
   const mount = mountOf(directory, ownMounts());
   const dev = deviceNumber(statSync(directory).dev);

@@ -5,7 +5,7 @@ import { belowPath } from '../sys/below.js';
 import { boundLoops, deviceNumber, deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import { allMounts, type MountEntry, ownMounts, pathOfMount } from '../sys/mounts.js';
-import type { EngineContext } from './context.js';
+import { attachedRecords, type EngineContext } from './context.js';
 import { LOOK_AGAIN_MS, refuseOpen, VISITORS_WAIT_MS } from './devices.js';
 import type { Volume } from './volume.js';
 
@@ -101,14 +101,11 @@ export function findByMinor(context: EngineContext, minor: number): Volume | und
 /** EBUSY when some loop device or attached volume stands on the origin already. */
 export function refuseSecondUse(context: EngineContext, origin: string): void {
   const stats = statSync(origin);
-  for (const volume of context.volumes.values()) {
-    const other = statSync(volume.record.origin);
+  for (const record of attachedRecords(context)) {
+    const other = statSync(record.origin);
     const same = stats.isBlockDevice() ? other.isBlockDevice() && other.rdev === stats.rdev : sameFile(other, stats);
     if (same)
-      throw new CowbirdError(
-        'EBUSY',
-        `${origin} is attached already, as ${volume.record.name} on ${volume.record.device.node}`,
-      );
+      throw new CowbirdError('EBUSY', `${origin} is attached already, as ${record.name} on ${record.device.node}`);
   }
   const served = fuseFiles();
   for (const { node, backingFile } of boundLoops()) {

@@ -17,7 +17,7 @@ import { Mode, SwitchState, Word } from '../tracer/layout.js';
 import { recover } from '../tracer/recover.js';
 import { runStepsAsync, withScratch } from './async-steps.js';
 import { removeVolume } from './attach.js';
-import { type EngineContext, withHelper } from './context.js';
+import { attachedRecords, type EngineContext, withHelper } from './context.js';
 import { isWhole, restoreLinks } from './devices.js';
 import { failPoint } from './fail-points.js';
 import { refuseInUse } from './lookup.js';
@@ -41,11 +41,11 @@ export async function serveAgain(
   await context.pool.grow(Math.max(...records.map((record) => record.workers)));
   const opened: Volume[] = [];
   for (const record of records)
-    await orReport(context, record, async () => opened.push(openAgain(context, record, onAttention)));
+    await orStuck(context, record, async () => opened.push(openAgain(context, record, onAttention)));
   // All of them before the first is served: those that switch together have one instant.
   const { switched, failed } = resumeSwitches(opened);
   for (const volume of opened) {
-    await orReport(context, volume.record, async () => {
+    await orStuck(context, volume.record, async () => {
       if (failed.has(volume.record.id)) throw failed.get(volume.record.id);
       await serveVolume(context, volume);
     });
@@ -54,10 +54,13 @@ export async function serveAgain(
   return switched;
 }
 
-async function orReport(context: EngineContext, { name }: VolumeRecord, action: () => Promise<unknown>): Promise<void> {
+async function orStuck(context: EngineContext, record: VolumeRecord, action: () => Promise<unknown>): Promise<void> {
   try {
     await action();
   } catch (error) {
+    const { id, name } = record;
+    // What is served all the same takes requests, and is no different from any other.
+    if (!context.volumes.has(id)) context.stuck.push(record);
     context.emit({
       event: 'volume.stuck',
       level: 'error',
@@ -145,6 +148,11 @@ export async function settleAll(context: EngineContext, switched: Switched): Pro
     // Parts that were announced and not described yet are undone one by one: what did not succeed counts.
     if (outcomes.get(requestId)?.kind !== 'failed') outcomes.set(requestId, outcome);
   }
+  for (const { name, pending, detaching } of context.stuck) {
+    const requestId = pending?.requestId ?? detaching?.requestId;
+    const message = `${name} is not served: what was cut off is settled by the engine that serves it again (\`cowbird daemon restart\`)`;
+    if (requestId !== undefined) outcomes.set(requestId, { kind: 'failed', message });
+  }
   for (const volume of volumes) if (volume.record.detaching !== null) await settleDetach(context, volume);
   return outcomes;
 }
@@ -152,10 +160,14 @@ export async function settleAll(context: EngineContext, switched: Switched): Pro
 /** Half made devices of operations that no record tells of: their descriptors are closed already, so nothing waits. */
 async function clearUnknownDevices(context: EngineContext): Promise<void> {
   const known = new Set<string>();
-  for (const { record } of context.volumes.values()) {
-    known.add(record.device.target);
-    if (record.snapshot?.device != null) known.add(record.snapshot.device.target);
+  for (const { device, snapshot } of attachedRecords(context)) {
+    known.add(device.target);
+    if (snapshot?.device != null) known.add(snapshot.device.target);
   }
+  // What is half made of these is for the engine that can serve them.
+  for (const { pending } of context.stuck)
+    for (const snapshot of [pending?.old, pending?.next])
+      if (snapshot?.device != null) known.add(snapshot.device.target);
   const isUnknown = (path: string): boolean => path.startsWith(`${context.paths.fuseDir}/`) && !known.has(path);
   const loops = boundLoops().filter(({ backingFile }) => isUnknown(backingFile));
   const targets = ownMounts().filter(({ mountPoint }) => isUnknown(mountPoint));

@@ -63,6 +63,11 @@ describe('switches that were cut off', () => {
     assert.equal(waiting.memory.get(Word.MODE), Mode.SNAPSHOT);
   });
 
+  it('are not made where another volume of the operation could not be opened: that one may have switched', () => {
+    const { switched, failed } = resumeSwitches([ending('a', SwitchState.BEFORE, ['a', 'b'])]);
+    assert.deepEqual([[...switched], [...failed.keys()]], [[], ['a']]);
+  });
+
   it('that cannot be made keep their own volumes from being served, and no others', () => {
     const damaged = broken(ending('a', SwitchState.WITHIN, ['a', 'b']));
     const partner = ending('b', SwitchState.BEFORE, ['a', 'b']);

@@ -2,7 +2,7 @@
  * What a new engine does with the operations that the old one's end cut off: the switches that were begun are made before
  * anything is served, and once all is served each operation is finished or undone. Why it can: `pending.ts`.
  */
-import { messageOf } from '../sys/errors.js';
+import { CowbirdError, messageOf } from '../sys/errors.js';
 import { SwitchState, Word } from '../tracer/layout.js';
 import { applySwitch } from '../tracer/switches.js';
 import { type EngineContext, withHelper } from './context.js';
@@ -45,11 +45,12 @@ export function resumeSwitches(volumes: readonly Resumable[]): ResumedSwitches {
   const switched = new Set<string>();
   const failed = new Map<string, unknown>();
   for (const group of cutOffOperations(volumes)) {
-    const isBegun = group.some(
-      ({ memory, record }) => record.pending?.change != null && memory.get(Word.SWITCH) !== SwitchState.BEFORE,
-    );
-    if (!isBegun) continue;
     try {
+      requireOpened(group, volumes);
+      const isBegun = group.some(
+        ({ memory, record }) => record.pending?.change != null && memory.get(Word.SWITCH) !== SwitchState.BEFORE,
+      );
+      if (!isBegun) continue;
       const made = group.filter(makeSwitch);
       for (const { record } of made) switched.add(record.id);
     } catch (error) {
@@ -57,6 +58,13 @@ export function resumeSwitches(volumes: readonly Resumable[]): ResumedSwitches {
     }
   }
   return { switched, failed };
+}
+
+/** One that could not be opened may be the one that has switched: nobody knows whether the others have to, too. */
+function requireOpened(group: readonly Resumable[], opened: readonly Resumable[]): void {
+  const ids = group.flatMap(({ record }) => record.pending?.together ?? []);
+  if (ids.every((id) => opened.some(({ record }) => record.id === id))) return;
+  throw new CowbirdError('EIO', 'Another volume of the same operation could not be opened', { outcome: 'failed' });
 }
 
 function makeSwitch({ memory, record }: Resumable): boolean {

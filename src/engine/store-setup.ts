@@ -13,7 +13,7 @@ import * as libc from '../sys/libc.js';
 import { BLOCK_BYTES } from '../tracer/layout.js';
 import type { StoreConfig, StoreExtent } from '../tracer/store-map.js';
 import { withScratch } from './async-steps.js';
-import { type EngineContext, type Undo, withHelper } from './context.js';
+import { attachedRecords, type EngineContext, type Undo, withHelper } from './context.js';
 import { failPoint } from './fail-points.js';
 import type { StoreFile } from './helper-calls.js';
 import { mountsOn } from './lookup.js';
@@ -79,7 +79,7 @@ export async function prepareStore(
       sizeBytes: wanted,
       indexBytes,
       onVolumeOnly: request.onVolumeOnly,
-      volumeNodes: [...context.volumes.values()].map((other) => other.record.device.node),
+      volumeNodes: attachedRecords(context).map(({ device }) => device.node),
     },
     CREATE_TIMEOUT_MS + writeTimeMs(indexBytes),
   );

@@ -48,6 +48,14 @@ export function regionsWith(regions: number, ...bitmaps: ReadonlyArray<Uint8Arra
   return found.slice(0, count);
 }
 
+/** Sets in a bitmap what another one has in these regions. */
+export function addBits(bits: Uint8Array, more: Uint8Array, regions: Uint32Array): void {
+  for (const region of regions) {
+    const at = region * BYTES_PER_REGION;
+    for (let i = at; i < at + BYTES_PER_REGION; i++) bits[i] = (bits[i] ?? 0) | (more[i] ?? 0);
+  }
+}
+
 /** Blocks of a region, from its first one as 0: `[start, end)`. */
 export interface Span {
   start: number;

@@ -24,6 +24,12 @@ export const TOLD_GAP_BLOCKS = 4;
 /** EIO, ENODATA, EILSEQ, EREMOTEIO: the medium could not be read here. */
 const MEDIUM_ERRORS = [5, 61, 84, 121];
 
+/** Whether the medium could not be read: an error of a system call, and of no other kind. */
+export function isMediumError(error: unknown): boolean {
+  const isOfCall = error instanceof Error && 'code' in error && !(error instanceof CowbirdError);
+  return isOfCall && MEDIUM_ERRORS.includes(errnoOfError(error));
+}
+
 export interface SourceSpec {
   sizeBytes: number;
   /** Blocks that cannot be read are reported, instead of ending the job. */
@@ -246,7 +252,7 @@ function readSpan(
     if (count < to - from) throw tooShort(offset + from + count);
     data.fill(0, to);
   } catch (error) {
-    if (!MEDIUM_ERRORS.includes(errnoOfError(error)) || error instanceof CowbirdError) throw error;
+    if (!isMediumError(error)) throw error;
     const isOneBlock = to - from <= BLOCK_SIZE_BYTES;
     if (isOneBlock && !spec.skipBadBlocks) throw unreadable(offset + from, error);
     if (isOneBlock) {

@@ -7,7 +7,7 @@
  * is unlinked as soon as it is made: cut off or killed, nothing is left of it (`incoming`, where that was between the two).
  */
 import { CowbirdError } from '../sys/errors.js';
-import { hasBit, makeBits, regionsWith } from './bits.js';
+import { addBits, hasBit, makeBits, regionsWith } from './bits.js';
 import type { WritableFile } from './files.js';
 import type { JobTotals } from './jobs-common.js';
 import { INCOMING, regionCount } from './layout.js';
@@ -55,31 +55,26 @@ export async function followSource(
     const chosen = regionsWith(regionCount(source.sizeBytes), blocks);
     const progress = phase(options, 'copy', bytesOf(chosen, source.sizeBytes));
     const more = await options.run(spec, { ...files, source: file }, chosen, progress);
-    addPass(sum, blocks, used, more);
+    addPass(sum, blocks, more);
+    sum.blocks = { candidates: undefined, used };
     bytesWritten += more.bytesWritten;
   }
   const { bytesRead } = sum;
   return { totals: { ...totals, bytesRead, bytesWritten, badBlocks: sortedBlocks(sum) }, blocks: sum.blocks };
 }
 
-function addPass(
-  sum: PassTotals,
-  blocks: Uint8Array | undefined,
-  used: Uint8Array | undefined,
-  totals: JobTotals,
-): void {
+function addPass(sum: PassTotals, blocks: Uint8Array | undefined, totals: JobTotals): void {
   sum.bytesRead += totals.bytesRead;
-  const { candidates } = sum.blocks;
-  sum.blocks = { candidates: candidates === undefined ? undefined : union(candidates, blocks), used };
   // What could not be read once may have been written and read since.
   for (const block of [...sum.badBlocks])
     if (blocks === undefined || hasBit(blocks, block)) sum.badBlocks.delete(block);
   for (const block of totals.badBlocks) sum.badBlocks.add(block);
 }
 
-/** Undefined for all blocks. */
-function union(a: Uint8Array, b: Uint8Array | undefined): Uint8Array | undefined {
-  return b === undefined ? undefined : a.map((byte, at) => byte | (b[at] ?? 0));
+function copyOf(bits: Uint8Array): Uint8Array {
+  const copy = new Uint8Array(bits.byteLength);
+  copy.set(bits);
+  return copy;
 }
 
 function sortedBlocks({ badBlocks }: PassTotals): number[] {
@@ -109,8 +104,12 @@ export async function settleSource(
   const target = openUnnamed(repository);
   // Where the image is not to be trusted every block is looked at.
   const candidates = checkImage ? undefined : source.candidates;
-  const blocksRead = { candidates, used: usedOf(source, options) };
-  const sum: PassTotals = { bytesRead: 0, badBlocks: new Set(), blocks: blocksRead };
+  const seen = candidates === undefined ? undefined : copyOf(candidates);
+  const sum: PassTotals = {
+    bytesRead: 0,
+    badBlocks: new Set(),
+    blocks: { candidates: seen, used: usedOf(source, options) },
+  };
   const read = async (file: BackupSource['file'], blocks?: Uint8Array, used?: Uint8Array): Promise<void> => {
     const spec = {
       kind: 'stage',
@@ -128,14 +127,17 @@ export async function settleSource(
     const progress = phase(options, 'compare', wholeBytes, done);
     try {
       const totals = await options.run(spec, { source: file, image, checksums, target }, chosen, progress);
-      addPass(sum, blocks, used, totals);
+      addPass(sum, blocks, totals);
+      // What was read before was candidates, or all.
+      if (seen !== undefined && blocks !== undefined && typeof chosen !== 'number') addBits(seen, blocks, chosen);
+      sum.blocks = { candidates: seen, used };
     } catch (error) {
       throw isOutOfSpace(error) ? noRoomAside(repository, wholeBytes - done.doneBytes) : error;
     }
   };
   try {
     target.truncate(source.sizeBytes);
-    await read(source.file, candidates, blocksRead.used);
+    await read(source.file, candidates, usedOf(source, options));
     for (let pass = await source.nextPass?.(); pass !== undefined; pass = await source.nextPass?.())
       await read(pass.file, pass.blocks, usedOf(pass, options));
   } catch (error) {

@@ -12,8 +12,10 @@ import { pruneVersions } from './prune.js';
 import { Repository, versionRecord } from './repository.js';
 import { keptVersions } from './retention.js';
 import { runInThisThread } from './runner.js';
-import { backUp, changed, diskWith, expectOneOf, SIZE_BYTES } from './scenario.js';
-import { randomFrom, SimulatedDisk, SimulatedFiles } from './testing.js';
+import { backUp, changed, diskWith, expectOneOf, IDENTITY, SIZE_BYTES, updateOptions } from './scenario.js';
+import { examine, needsRecovery } from './state.js';
+import { memorySource, randomFrom, SimulatedDisk, SimulatedFiles } from './testing.js';
+import { createVersion } from './update.js';
 import { type VerifyReport, verifyRepository, verifyVersion } from './verify.js';
 
 const SEED = Number(process.env['COWBIRD_SEED'] ?? Math.floor(Date.now() / 1000) % 1_000_000);
@@ -182,18 +184,34 @@ describe(`a repository (COWBIRD_SEED=${SEED})`, () => {
     await expectOneOf(files, [new Map([...versions, [3, newest]])], 'healed');
   });
 
-  it('leaves what cannot be healed for the source has a bad block there, and heals it when that can be read again', async () => {
-    const { disk, versions } = await diskWith(1, SEED);
+  for (const moves of [false, true])
+    it(`heals what the source could not give because of a bad block when it can again, ${moves ? 'moving' : 'at rest'}`, async () => {
+      const { disk, versions } = await diskWith(1, SEED);
+      const files = new SimulatedFiles(disk);
+      const newest = Buffer.from(versions.get(1) ?? Buffer.alloc(0)).fill(5, 40_960);
+      await backUp(files, newest);
+      files.open(IMAGE, 'write').pwrite(Buffer.from('somebody else'), 49_152);
+      const repository = await Repository.open(files, 'write');
+      const nextPass = moves ? async (): Promise<undefined> => undefined : undefined;
+      const file = memorySource(newest, new Set([12]));
+      const source = { sizeBytes: SIZE_BYTES, identity: IDENTITY, file, nextPass };
+      const bad = await createVersion(repository, source, updateOptions({ skipBadBlocks: true }));
+      repository.close();
+      assert.deepEqual([bad.damagedBlocks, bad.version.skipped], [[12], [{ offset: 49_152, lengthBytes: 4096 }]]);
+      const { version } = await backUp(files, newest);
+      assert.deepEqual([version.number, version.skipped], [4, []]);
+      assert.ok((await verify(files)).whole.includes(4));
+      assert.ok(readWhole(files, IMAGE).equals(newest));
+    });
+
+  it('is read without being changed where a used map of an older version is left, as in a copy where nothing is deleted', async () => {
+    const { disk } = await diskWith(2, SEED);
     const files = new SimulatedFiles(disk);
-    const newest = Buffer.from(versions.get(1) ?? Buffer.alloc(0)).fill(5, 40_960);
-    await backUp(files, newest);
-    files.open(IMAGE, 'write').pwrite(Buffer.from('somebody else'), 49_152);
-    const bad = await backUp(files, newest, { skipBadBlocks: true }, new Set([12]));
-    assert.deepEqual([bad.damagedBlocks, bad.version.skipped], [[12], [{ offset: 49_152, lengthBytes: 4096 }]]);
-    const { version } = await backUp(files, newest);
-    assert.deepEqual([version.number, version.skipped], [4, []]);
-    assert.ok((await verify(files)).whole.includes(4));
-    assert.ok(readWhole(files, IMAGE).equals(newest));
+    files.open('history/1.used', 'create').pwrite(Buffer.alloc(100), 0);
+    assert.equal(needsRecovery(examine(files), false), false);
+    assert.equal(needsRecovery(examine(files), true), true);
+    (await Repository.open(files, 'write')).close();
+    assert.ok(files.list('history')?.includes('1.used') === false);
   });
 
   it('has nothing of what somebody wrote behind the end of the image, also when the source grows over it', async () => {

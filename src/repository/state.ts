@@ -177,7 +177,9 @@ function unclean(files: RepositoryFiles, why: string): CowbirdError {
 
 /** Whether {@link recover} has something to do. A manifest that is not like its copy is healed by who writes. */
 export function needsRecovery({ image, leftovers, loaded, instants }: RepositoryState, writes: boolean): boolean {
-  const isCut = (image !== 'clean' && image !== 'none') || leftovers.length > 0;
+  // A used map that is left, as in a copy of a repository where nothing was deleted, is in nobody's way who only reads.
+  const inTheWay = leftovers.filter((name) => writes || !name.endsWith('.used'));
+  const isCut = (image !== 'clean' && image !== 'none') || inTheWay.length > 0;
   return isCut || instants.some(({ decision }) => decision !== 'keep') || (writes && loaded?.differ === true);
 }
 

@@ -23,7 +23,7 @@
 import { randomBytes } from 'node:crypto';
 import { BLOCK_SIZE_BYTES, blockCount } from '../cow/geometry.js';
 import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
-import { hasBit, regionsWith } from './bits.js';
+import { regionsWith } from './bits.js';
 import { CHECKSUM_BYTES } from './checksum.js';
 import type { JobTotals } from './jobs-common.js';
 import { CHECKSUMS, HISTORY, IMAGE, IMAGE_UPDATING, regionCount } from './layout.js';
@@ -143,7 +143,7 @@ export async function prepareVersion(
 interface Written {
   manifest: ManifestData;
   result: UpdateResult;
-  /** Nothing is known of the image that is not what it has to be: a block that others wrote may not be there to be read again. */
+  /** Of an image that others wrote: all of it was made good, which wants every block to be read. */
   isSound: boolean;
 }
 
@@ -233,8 +233,9 @@ async function nextVersion(
 ): Promise<Written> {
   const { files } = repository;
   const checkImage = !repository.isImageUntouched();
-  const before = newestUsed(files, manifest);
-  const source = { ...given, candidates: candidatesOf(given, before, options, checkImage) };
+  // Whoever looks at everything does not ask, and is not kept by a map that cannot be read.
+  const before = given.candidates === undefined || checkImage ? undefined : newestUsed(files, manifest);
+  const source = { ...given, candidates: candidatesOf(given, before, options) };
   const image = files.open(IMAGE, 'write');
   const checksums = files.open(CHECKSUMS, 'write');
   let settled: SettledSource | undefined;
@@ -252,8 +253,9 @@ async function nextVersion(
       options,
       checkImage,
     );
-    const isLost = given.candidates !== undefined && before.kind === 'lost';
-    return isLost ? { ...written, result: { ...written.result, lostUsedMap: before.problem } } : written;
+    return before?.kind === 'lost'
+      ? { ...written, result: { ...written.result, lostUsedMap: before.problem } }
+      : written;
   } finally {
     settled?.close();
     image.close();
@@ -264,12 +266,11 @@ async function nextVersion(
 /** What may differ from the newest version, or from what the source has where that version has no contents. */
 function candidatesOf(
   source: BackupSource,
-  before: NewestUsed,
+  before: NewestUsed | undefined,
   options: UpdateOptions,
-  checkImage: boolean,
 ): Uint8Array | undefined {
   const { candidates } = source;
-  if (candidates === undefined || checkImage || before.kind === 'lost') return undefined;
+  if (candidates === undefined || before === undefined || before.kind === 'lost') return undefined;
   return withUsedAgain(candidates, usedOf(source, options), before);
 }
 
@@ -325,7 +326,7 @@ async function updateImage(
   checksums.fsync();
   image.dropCache();
   checksums.dropCache();
-  if (usedMap !== undefined) writeUsedMap(files, number, usedMap);
+  writeUsedMap(files, number, usedMap);
   const version: VersionRecord = {
     ...versionFrom(number, used === undefined, given, options, plan.totals),
     // What lies aside is the repository's own.
@@ -349,7 +350,7 @@ async function updateImage(
   return {
     manifest: { ...manifest, lastNumber: version.number, image: null, versions },
     result: { version, damagedBlocks, imageWasForeign: checkImage },
-    isSound: !applied.badBlocks.some((block) => plan.heal !== undefined && hasBit(plan.heal, block)),
+    isSound: !checkImage || version.skipped.length === 0,
   };
 }
 

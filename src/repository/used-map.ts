@@ -26,6 +26,7 @@ import { blockCount } from '../cow/geometry.js';
 import { messageOf } from '../sys/errors.js';
 import { hasBit, makeBits } from './bits.js';
 import { type RepositoryFiles, readPadded } from './files.js';
+import { isMediumError } from './jobs-source.js';
 import { HISTORY, regionCount, usedName } from './layout.js';
 import type { ManifestData } from './manifest.js';
 import { newestOf, seriesBytes } from './state.js';
@@ -36,6 +37,9 @@ const FORMAT = 1;
 const AT = { magic: 0, format: 4, version: 8, size: 16, series: 24, digest: 48 } as const;
 /** Most of a map is long runs: more effort gains nothing. */
 const DEFLATE_LEVEL = 1;
+/** What one call of Node's reads, writes or hashes is below 2 GiB. */
+const BITS_BYTES_MAX = 2 ** 31 - 4096;
+const ENCODED_BYTES_MAX = 2 ** 30;
 
 /** What a used map is of. */
 export interface UsedMapFacts {
@@ -45,7 +49,9 @@ export interface UsedMapFacts {
   series: Uint8Array;
 }
 
-export function encodeUsedMap({ version, sizeBytes, series }: UsedMapFacts, bits: Uint8Array): Buffer {
+/** Undefined for one that would be too large: of disks of 64 TiB and more. */
+export function encodeUsedMap({ version, sizeBytes, series }: UsedMapFacts, bits: Uint8Array): Buffer | undefined {
+  if (bits.byteLength > BITS_BYTES_MAX) return undefined;
   const header = Buffer.alloc(HEADER_BYTES);
   header.writeUInt32LE(MAGIC, AT.magic);
   header.writeUInt32LE(FORMAT, AT.format);
@@ -53,6 +59,7 @@ export function encodeUsedMap({ version, sizeBytes, series }: UsedMapFacts, bits
   header.writeBigUInt64LE(BigInt(sizeBytes), AT.size);
   header.set(series, AT.series);
   const deflated = deflateSync(bits, { level: DEFLATE_LEVEL });
+  if (deflated.byteLength > ENCODED_BYTES_MAX - HEADER_BYTES) return undefined;
   header.set(digestOf(header, deflated), AT.digest);
   return Buffer.concat([header, deflated]);
 }
@@ -91,29 +98,40 @@ export type NewestUsed =
   /** Of every block. */
   | { kind: 'all' }
   | { kind: 'listed'; bits: Uint8Array }
-  /** Nobody knows: why, in words. */
-  | { kind: 'lost'; problem: string };
+  /** Nobody knows: why, in words. `isGone`: there is no map, as in what an earlier Cowbird made. */
+  | { kind: 'lost'; problem: string; isGone: boolean };
 
 /** Looks at what the newest version's map says. */
 export function newestUsed(files: RepositoryFiles, manifest: ManifestData): NewestUsed {
   const { number, whole, sizeBytes } = newestOf(manifest);
   if (whole) return { kind: 'all' };
   const name = usedName(number);
-  if (files.witness(name) === undefined) return { kind: 'lost', problem: `${name} is gone` };
+  if (files.witness(name) === undefined) return { kind: 'lost', problem: `${name} is gone`, isGone: true };
+  const decoded = readUsedMap(files, name, { version: number, sizeBytes, series: seriesBytes(manifest) });
+  if ('bits' in decoded) return { kind: 'listed', ...decoded };
+  return { kind: 'lost', problem: `${name}: ${decoded.problem}`, isGone: false };
+}
+
+/** What cannot be read is as good as lost. */
+function readUsedMap(files: RepositoryFiles, name: string, facts: UsedMapFacts): ReturnType<typeof decodeUsedMap> {
   const file = files.open(name, 'read');
-  let bytes: Buffer;
   try {
-    bytes = Buffer.alloc(file.sizeBytes());
+    const lengthBytes = file.sizeBytes();
+    if (lengthBytes > ENCODED_BYTES_MAX) return { problem: `it has ${lengthBytes} bytes` };
+    const bytes = Buffer.alloc(lengthBytes);
     readPadded(file, bytes, 0);
+    return decodeUsedMap(bytes, facts);
+  } catch (error) {
+    if (!isMediumError(error)) throw error;
+    return { problem: messageOf(error) };
   } finally {
     file.close();
   }
-  const decoded = decodeUsedMap(bytes, { version: number, sizeBytes, series: seriesBytes(manifest) });
-  return 'bits' in decoded ? { kind: 'listed', ...decoded } : { kind: 'lost', problem: `${name}: ${decoded.problem}` };
 }
 
-/** Writes an encoded map, durable; it counts when its version does. */
-export function writeUsedMap(files: RepositoryFiles, version: number, encoded: Buffer): void {
+/** Writes an encoded map, durable; it counts when its version does. Nothing for one that could not be encoded. */
+export function writeUsedMap(files: RepositoryFiles, version: number, encoded: Buffer | undefined): void {
+  if (encoded === undefined) return;
   const file = files.open(usedName(version), 'create');
   try {
     file.pwrite(encoded, 0);

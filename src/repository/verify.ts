@@ -64,7 +64,7 @@ export async function verifyRepository(repository: Repository, options: VerifyOp
     const run = runWithProgress(manifest, options);
     let bytesRead = await verifyImage(manifest, open, deltas, damage, run);
     const used = newestUsed(files, manifest);
-    if (used.kind === 'lost') damage.push(lostUsedMap(manifest, used.problem));
+    if (used.kind === 'lost' && !used.isGone) damage.push(lostUsedMap(manifest, used.problem));
     for (const delta of deltas.values()) bytesRead += await verifyDelta(manifest, delta, deltas, damage, run);
     return reportOf(repository, manifest, damage, bytesRead);
   } finally {

@@ -4,6 +4,7 @@
  */
 import { realpathSync } from 'node:fs';
 import { tmpdir } from 'node:os';
+import { errnoOfError } from './errors.js';
 import * as libc from './libc.js';
 import { ownMounts } from './mounts.js';
 
@@ -37,10 +38,18 @@ export function withPrivateMount({ node, fsType, flags, options }: PrivateMount,
   }
 }
 
+/** ENOENT, EINVAL: another mount lies over it. */
+const HIDDEN = [2, 22];
+
 /** A file system that somebody unmounts meanwhile must not stay mounted because of this namespace. */
 function leaveOthers(mountPoint: string): void {
   for (const other of ownMounts().reverse()) {
     const isNeeded = other.mountPoint === '/' || `${mountPoint}/`.startsWith(`${other.mountPoint}/`);
-    if (other.source.startsWith('/dev/') && !isNeeded) libc.umount(other.mountPoint, libc.MNT_DETACH);
+    if (!other.source.startsWith('/dev/') || isNeeded) continue;
+    try {
+      libc.umount(other.mountPoint, libc.MNT_DETACH);
+    } catch (error) {
+      if (!HIDDEN.includes(errnoOfError(error))) throw error;
+    }
   }
 }
