@@ -65,7 +65,7 @@ export async function openUnmountedSource(
     );
     return {
       source: { ...listed, candidates },
-      reason: `the driver lists what changed since version ${newest.number}`,
+      reason: `the driver lists what changed since version ${newest.number}${newest.whole ? '' : '; what that one left out as unused is read too, for what is in use is only known of a mounted volume'}`,
       token,
     };
   } catch (error) {
