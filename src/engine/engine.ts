@@ -84,6 +84,7 @@ export class Engine {
    */
   async start(records: VolumeRecord[]): Promise<null> {
     if (records.length > 0) {
+      takeFailPoint(this.#context.paths.runDir);
       const switched = await serveAgain(this.#context, records, () => this.#wakeWatch());
       this.#mutex
         .run(async () => {

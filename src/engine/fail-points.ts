@@ -1,5 +1,5 @@
 /**
- * Named points at which a test may end the engine, or make its control thread hang.
+ * Named points at which a test may end the engine, make its control thread hang, or make what it does there fail.
  *
  * With COWBIRD_FAIL_POINTS=1 in the daemon's environment the file `fail-point` in the run directory names a point, how many
  * times it is to be passed first, and what is to happen then (`after-append 17 kill`). The engine takes the file away when it
@@ -19,8 +19,11 @@ export interface ArmedPoint {
   name: string;
   /** Times that it may still be passed. */
   passes: number;
-  action: 'kill' | 'hang';
+  action: FailAction;
 }
+
+const ACTIONS = ['kill', 'hang', 'throw'] as const;
+type FailAction = (typeof ACTIONS)[number];
 
 let armed: ArmedPoint | undefined;
 
@@ -41,7 +44,7 @@ export function takeFailPoint(runDir: string): ArmedPoint | undefined {
     throw error;
   }
   const [name = '', passes = '0', action = 'kill'] = text.trim().split(' ');
-  arm({ name, passes: Number(passes), action: action === 'hang' ? 'hang' : 'kill' });
+  arm({ name, passes: Number(passes), action: ACTIONS.find((known) => known === action) ?? 'kill' });
   // Taken away last: whoever waits for that finds the point armed.
   rmSync(path);
   return armed;
@@ -51,6 +54,10 @@ export function takeFailPoint(runDir: string): ArmedPoint | undefined {
 export function failPoint(name: string): void {
   if (!FAIL_POINTS_ENABLED || armed?.name !== name) return;
   if (armed.passes-- > 0) return;
+  if (armed.action === 'throw') {
+    armed = undefined;
+    throw new Error(`The fail point ${name}`);
+  }
   if (armed.action === 'kill') process.kill(process.pid, 'SIGKILL');
   // The signal is asynchronous for the other threads, not for what this one would do next.
   Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0);

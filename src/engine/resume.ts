@@ -72,6 +72,7 @@ async function orStuck(context: EngineContext, record: VolumeRecord, action: () 
 
 /** A volume with this process's duplicates of its descriptors. */
 function openAgain({ keeper, pool }: EngineContext, record: VolumeRecord, onAttention: () => void): Volume {
+  failPoint('opening');
   const duplicate = (fd: number): number => libc.duplicateFrom(keeper.pid, fd);
   const fds = {
     origin: duplicate(record.opened.originFd),
