@@ -11,7 +11,7 @@ import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
 import { FIEMAP_EXTENT, fileExtents } from '../sys/fsfile.js';
 import { freeRanges } from '../sys/fsmap.js';
 import { withPrivateMount } from '../sys/private-mount.js';
-import { FREE_MOUNT_OPTIONS } from './free-blocks.js';
+import { FREE_MOUNT_OPTIONS, TRANSFER_BYTES_MAX } from './free-blocks.js';
 
 const MS_RDONLY = 1;
 const MS_NOSUID_NODEV_NOEXEC = 14;
@@ -19,8 +19,6 @@ const BITMAP_FD = 3;
 /** Extents whose address is none of the device's. */
 const NO_ADDRESS = FIEMAP_EXTENT.UNKNOWN | FIEMAP_EXTENT.DELALLOC | FIEMAP_EXTENT.ENCODED | FIEMAP_EXTENT.DATA_INLINE;
 const BITS = 8;
-/** One call of Node's takes less than 2 GiB. */
-const TRANSFER_BYTES_MAX = 1_073_741_824;
 
 /** Sets the bits of blocks that lie in a free range as a whole. */
 function putRange(bitmap: Buffer, offset: number, lengthBytes: number): void {

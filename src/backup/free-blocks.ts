@@ -22,7 +22,7 @@ import type { Signature } from './signature.js';
 
 const TIMEOUT_MS = 60_000;
 /** What one call of Node's takes is below 2 GiB; the list for 64 TiB is that large. */
-const TRANSFER_BYTES_MAX = 1_073_741_824;
+export const TRANSFER_BYTES_MAX = 1_073_741_824;
 const STDERR_CHARS_MAX = 2_000;
 const EXT_SUPERBLOCK = 1024;
 const EXT_FEATURE_INCOMPAT = EXT_SUPERBLOCK + 0x60;

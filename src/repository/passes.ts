@@ -71,12 +71,6 @@ function addPass(sum: PassTotals, blocks: Uint8Array | undefined, totals: JobTot
   for (const block of totals.badBlocks) sum.badBlocks.add(block);
 }
 
-function copyOf(bits: Uint8Array): Uint8Array {
-  const copy = new Uint8Array(bits.byteLength);
-  copy.set(bits);
-  return copy;
-}
-
 function sortedBlocks({ badBlocks }: PassTotals): number[] {
   return [...badBlocks].sort((a, b) => a - b);
 }
@@ -104,7 +98,7 @@ export async function settleSource(
   const target = openUnnamed(repository);
   // Where the image is not to be trusted every block is looked at.
   const candidates = checkImage ? undefined : source.candidates;
-  const seen = candidates === undefined ? undefined : copyOf(candidates);
+  const seen = candidates?.slice();
   const sum: PassTotals = {
     bytesRead: 0,
     badBlocks: new Set(),

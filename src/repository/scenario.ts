@@ -107,7 +107,8 @@ export async function backUpMoving(
   }
 }
 
-function differing(a: Buffer, b: Buffer): Uint8Array {
+/** The blocks in which two states of a source differ, one bit a block. */
+export function differing(a: Buffer, b: Buffer): Uint8Array {
   const bits = makeBits(regionCount(b.byteLength));
   for (let block = 0; block < blockCount(b.byteLength); block++) {
     const [start, end] = [block * BLOCK_SIZE_BYTES, (block + 1) * BLOCK_SIZE_BYTES];

@@ -271,7 +271,7 @@ function candidatesOf(
 ): Uint8Array | undefined {
   const { candidates } = source;
   if (candidates === undefined || before === undefined || before.kind === 'lost') return undefined;
-  return withUsedAgain(candidates, usedOf(source, options), before);
+  return withUsedAgain(candidates, usedOf(source, options), before, source.sizeBytes);
 }
 
 /** What a later version is made of. */

@@ -6,7 +6,7 @@ import { hasBit, makeBits, setBit } from './bits.js';
 import { regionCount } from './layout.js';
 import { Repository } from './repository.js';
 import { runInThisThread } from './runner.js';
-import { changed, cutEverywhere, IDENTITY, readAll, SIZE_BYTES, updateOptions } from './scenario.js';
+import { changed, cutEverywhere, differing, IDENTITY, readAll, SIZE_BYTES, updateOptions } from './scenario.js';
 import type { BackupSource } from './source.js';
 import { newestOf } from './state.js';
 import { memorySource, randomFrom, SimulatedDisk, SimulatedFiles } from './testing.js';
@@ -187,12 +187,6 @@ async function verify(files: SimulatedFiles): Promise<Awaited<ReturnType<typeof 
 function randomBits(random: () => number, share: number): Uint8Array {
   const bits = makeBits(regionCount(SIZE_BYTES));
   for (let block = 0; block < BLOCKS; block++) if (random() < share) setBit(bits, block);
-  return bits;
-}
-
-function differing(a: Buffer, b: Buffer): Uint8Array {
-  const bits = makeBits(regionCount(SIZE_BYTES));
-  for (let block = 0; block < BLOCKS; block++) if (!blockOf(a, block).equals(blockOf(b, block))) setBit(bits, block);
   return bits;
 }
 

@@ -182,9 +182,14 @@ function isFull(bits: Uint8Array, blocks: number): boolean {
 }
 
 /** The candidates, and what is in use by now while the version before has no contents of it. */
-export function withUsedAgain(candidates: Uint8Array, used: Uint8Array | undefined, before: NewestUsed): Uint8Array {
+export function withUsedAgain(
+  candidates: Uint8Array,
+  used: Uint8Array | undefined,
+  before: NewestUsed,
+  sizeBytes: number,
+): Uint8Array {
   if (before.kind !== 'listed') return candidates;
-  const all = makeBits(candidates.byteLength / 32);
+  const all = makeBits(regionCount(sizeBytes));
   for (let at = 0; at < all.byteLength; at++)
     all[at] = (candidates[at] ?? 0) | ((used?.[at] ?? 255) & (255 - (before.bits[at] ?? 0)));
   return all;
