@@ -10,7 +10,7 @@ import type { ClientOptions } from '../control/client.js';
 import type { Freezer } from '../live/freezer.js';
 import { aloneWith } from '../live/standstill.js';
 import { DiskFiles } from '../repository/disk-files.js';
-import { IMAGE } from '../repository/layout.js';
+import { IMAGE, regionCount } from '../repository/layout.js';
 import type { VersionRecord } from '../repository/manifest.js';
 import { pruneVersions } from '../repository/prune.js';
 import type { Repository } from '../repository/repository.js';
@@ -174,6 +174,7 @@ async function backupSnapshot(
   const { attached } = request;
   const client = options.client ?? {};
   const places = cowPlaces(attached, options.cow, (await ownTracking(attached.volume, client))?.cow_file, client);
+  pool.warm(regionCount(attached.volume.sizeBytes));
   const [driver] = await openDriverSources([{ ...request, places }], options.hooks ?? {}, client);
   assert(driver !== undefined, 'one request has one source');
   const { source, reason, token, freezeMs } = driver;

@@ -110,8 +110,10 @@ async function openSnapshot(
     file = PageFile.open(node, 'read');
     // From here on it cannot be destroyed; before that somebody else may have been faster.
     await requireSnapshot(taken, client);
+    // A process of its own, which looks at the snapshot while this one reads the lists.
+    const asked = usedOrAll(request, taken, node, file);
     const listed = listChanges(request, taken);
-    const { used, warnings } = await usedOrAll(request, taken, node, file);
+    const { used, warnings } = await asked;
     const source: BackupSource = {
       sizeBytes: file.sizeBytes(),
       identity: request.attached.identity,

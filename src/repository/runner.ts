@@ -67,9 +67,7 @@ export class WorkerPool {
     const handles = handlesOf(files);
     if (count < WORKER_REGIONS_MIN || handles === undefined) return runInThisThread(spec, files, regions, options);
     requireGoingOn(options.signal);
-    // One more than there are processors: while one waits for the disk the others compute.
-    const wanted = Math.min(WORKERS_MAX, availableParallelism() + 1);
-    while (this.#workers.length < wanted) this.#workers.push(startWorker());
+    this.#start();
     // Next region, regions done, and whether to stop.
     const control = new Int32Array(new SharedArrayBuffer(12));
     const message: ToWorker = { spec, handles, control, regions };
@@ -90,6 +88,17 @@ export class WorkerPool {
       options.signal?.removeEventListener('abort', stop);
     }
   };
+
+  /** Starts the threads while somebody else is waited for, where jobs of so many regions are to be expected. */
+  warm(regions: number): void {
+    if (regions >= WORKER_REGIONS_MIN) this.#start();
+  }
+
+  #start(): void {
+    // One more than there are processors: while one waits for the disk the others compute.
+    const wanted = Math.min(WORKERS_MAX, availableParallelism() + 1);
+    while (this.#workers.length < wanted) this.#workers.push(startWorker());
+  }
 
   /** Ends the threads. */
   async close(): Promise<void> {
