@@ -5,6 +5,7 @@ import { dirname, join, resolve } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import * as v from 'valibot';
+import { HEAD_BYTES, type Signature, signatureOf } from '../block/signature.js';
 import { type ClientOptions, call } from '../control/client.js';
 import { pathsFrom } from '../control/paths.js';
 import { backingFileOf, boundLoops, isBoundLoop, releaseLoop } from '../sys/blkdev.js';
@@ -16,7 +17,6 @@ import type { DeviceStart } from './device-main.js';
 import { FREE_MOUNT_OPTIONS, fsTypeOf } from './free-blocks.js';
 import { parseVersionName } from './repository-at.js';
 import { realPathOf } from './scan-source.js';
-import { HEAD_BYTES, type Signature, signatureOf } from './signature.js';
 import { snapshotNode } from './snapshots.js';
 
 const START_TIMEOUT_MS = 30_000;

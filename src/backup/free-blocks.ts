@@ -13,12 +13,12 @@
 import { spawn } from 'node:child_process';
 import { closeSync, readSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
+import type { Signature } from '../block/signature.js';
 import { makeBits } from '../repository/bits.js';
 import { type ReadableFile, readPadded } from '../repository/files.js';
 import { regionCount } from '../repository/layout.js';
 import { CowbirdError, messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
-import type { Signature } from './signature.js';
 
 const TIMEOUT_MS = 60_000;
 /** What one call of Node's takes is below 2 GiB; the list for 64 TiB is that large. */
@@ -33,8 +33,8 @@ export const FREE_MOUNT_OPTIONS: Readonly<Record<string, string>> = { ext4: 'nol
 
 /** The kernel's name of a file system that can tell its free blocks. */
 export function fsTypeOf(signature: Signature | undefined): 'ext4' | 'xfs' | undefined {
-  if (signature?.name === 'ext2, ext3 or ext4') return 'ext4';
-  return signature?.name === 'xfs' ? 'xfs' : undefined;
+  if (signature?.kind === 'ext') return 'ext4';
+  return signature?.kind === 'xfs' ? 'xfs' : undefined;
 }
 
 /** The COW file of a snapshot, where it is in the root of the snapshot's own file system. */

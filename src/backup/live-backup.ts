@@ -14,6 +14,7 @@
  */
 import { closeSync, fstatSync, statSync } from 'node:fs';
 import * as v from 'valibot';
+import { HEAD_BYTES, signatureOf } from '../block/signature.js';
 import { pathsFrom } from '../control/paths.js';
 import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
 import { viewOf } from '../live/device-view.js';
@@ -32,7 +33,6 @@ import { PageFile } from '../sys/page-file.js';
 import { doubted, LivePasses } from './live-source.js';
 import { type Survey, surveyDisk } from './live-survey.js';
 import { claimError, placeOfDevice, realPathOf } from './scan-source.js';
-import { HEAD_BYTES, signatureOf } from './signature.js';
 import type { Hooks } from './snapshots.js';
 
 export const FREEZE_TIMEOUT_SECONDS = 5;

@@ -1,10 +1,9 @@
-/** Names of versions, what a disk holds, and whether two sources are one. */
+/** Names of versions, and whether two sources are one. */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import type { SourceIdentity } from '../repository/manifest.js';
 import { parseVersionName, parseVersionRange } from './repository-at.js';
 import { isSameSource } from './scan-source.js';
-import { HEAD_BYTES, signatureOf } from './signature.js';
 
 describe('the name of a version', () => {
   it('ends with the last @ that has digits behind it', () => {
@@ -14,21 +13,6 @@ describe('the name of a version', () => {
       assert.deepEqual(parseVersionName(name), { repository: name, version: undefined });
     assert.deepEqual(parseVersionRange('a@b@2..11'), { repository: 'a@b', from: 2, to: 11 });
     for (const text of ['3', 'r@1', 'r@1..', '@1..2', 'r@1..2x']) assert.equal(parseVersionRange(text), undefined);
-  });
-});
-
-describe('what a disk holds', () => {
-  it('is told by magic numbers, with the uuid', () => {
-    const head = Buffer.alloc(HEAD_BYTES);
-    assert.equal(signatureOf(head), undefined);
-    head.write('\x55\xaa', 510, 'latin1');
-    assert.deepEqual(signatureOf(head), { name: 'a partition table', id: undefined });
-    head.writeUInt32LE(0x12345678, 440);
-    assert.deepEqual(signatureOf(head), { name: 'a partition table', id: '78563412' });
-    head.write('\x53\xef', 1080, 'latin1');
-    head.fill(0xab, 1128, 1144);
-    assert.deepEqual(signatureOf(head), { name: 'ext2, ext3 or ext4', id: 'ab'.repeat(16) });
-    assert.equal(signatureOf(Buffer.from('XFSB'))?.name, 'xfs');
   });
 });
 

@@ -1,6 +1,7 @@
 /** Restoring a version to a disk or file: which targets are taken, and what is asked first. */
 import { realpathSync, statSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
+import { HEAD_BYTES, signatureOf } from '../block/signature.js';
 import { readPadded } from '../repository/files.js';
 import { IMAGE } from '../repository/layout.js';
 import type { VersionRecord } from '../repository/manifest.js';
@@ -11,7 +12,6 @@ import { PageFile } from '../sys/page-file.js';
 import { isInside } from './apart.js';
 import { openOptions, parseVersionName, type RepositoryOptions, withRepository } from './repository-at.js';
 import { claimError, lockImage, realPathOf } from './scan-source.js';
-import { HEAD_BYTES, signatureOf } from './signature.js';
 
 export interface RestoreToOptions extends RepositoryOptions {
   /** Write every block, also those that are right already. */

@@ -3,6 +3,7 @@
  */
 import { closeSync, constants, fstatSync, openSync, readFileSync, realpathSync, type Stats, statSync } from 'node:fs';
 import { basename } from 'node:path';
+import { HEAD_BYTES, signatureOf } from '../block/signature.js';
 import { readPadded } from '../repository/files.js';
 import type { SourceIdentity } from '../repository/manifest.js';
 import type { BackupSource } from '../repository/source.js';
@@ -11,7 +12,6 @@ import { CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
 import { tryLockImage } from '../sys/fsfile.js';
 import { allMounts } from '../sys/mounts.js';
 import { PageFile } from '../sys/page-file.js';
-import { HEAD_BYTES, signatureOf } from './signature.js';
 
 export interface OpenSource extends BackupSource {
   close(): void;

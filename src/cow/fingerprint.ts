@@ -13,33 +13,14 @@
  */
 import { createHash, randomBytes } from 'node:crypto';
 import type { BlockDevice, IoBuffer } from '../block/device.js';
+import { type FreezableKind, HEAD_BYTES, leavesNoTrace, signatureOf } from '../block/signature.js';
 
-const HEAD_BYTES = 131_072;
 const SECTOR_BYTES = 512;
 const XFS_MAGIC = 0x58465342;
 const XFS = { blockSize: 4, logStart: 48, agBlocks: 84, logBlocks: 96, agBlocksLog: 124 } as const;
 const XLOG_HEADER_MAGIC = 0xfeedbabe;
 const LOG_TAIL_SECTORS = 64;
 const FINGERPRINT_BYTES = 32;
-
-/** Magic numbers of what can be used without a trace in its first 128 KiB; an LVM label is in one of four sectors. */
-const OPAQUE: ReadonlyArray<{ at: number; magic: Buffer }> = [
-  ...[0, 512, 1024, 1536].map((at) => ({ at, magic: latin('LABELONE') })),
-  { at: 0, magic: latin('LUKS\xba\xbe') },
-  { at: 3, magic: latin('-FVE-FS-') },
-  { at: 1024, magic: Buffer.of(0x10, 0x20, 0xf5, 0xf2) },
-  // Their mark of being mounted is taken back at the end.
-  { at: 3, magic: latin('NTFS    ') },
-  { at: 3, magic: latin('EXFAT   ') },
-  { at: 82, magic: latin('FAT32   ') },
-  { at: 54, magic: latin('FAT1') },
-  // At the end of its first page, and pages have several sizes.
-  ...[4096, 8192, 16_384, 32_768, 65_536].map((page) => ({ at: page - 10, magic: latin('SWAPSPACE2') })),
-];
-
-function latin(text: string): Buffer {
-  return Buffer.from(text, 'latin1');
-}
 
 /**
  * SHA-256 over the parts named above. `buffer` holds at least 128 KiB; `starts` are the bytes at which file systems may begin,
@@ -59,16 +40,11 @@ function hashPlace(hash: Hash, device: BlockDevice, buffer: IoBuffer, start: num
   if (start > 0) hash.update(`at ${start}`);
   hash.update(buffer.bytes.subarray(0, lengthBytes));
   const head = Buffer.from(buffer.bytes.subarray(0, lengthBytes));
-  if (isOpaque(head)) hash.update(randomBytes(FINGERPRINT_BYTES));
+  if (leavesNoTrace(head)) hash.update(randomBytes(FINGERPRINT_BYTES));
   const log = head.byteLength >= SECTOR_BYTES ? xfsLog(head) : undefined;
   if (log === undefined) return;
   const offset = start + log.offset;
   if (offset + log.sectors * SECTOR_BYTES <= device.sizeBytes) hashLogHead(hash, device, buffer, { ...log, offset });
-}
-
-/** Whether use of what is on it would not show in its first 128 KiB. */
-function isOpaque(head: Buffer): boolean {
-  return OPAQUE.some(({ at, magic }) => head.subarray(at, at + magic.byteLength).equals(magic));
 }
 
 interface XfsLog {
@@ -114,15 +90,9 @@ function hashLogHead(hash: Hash, device: BlockDevice, buffer: IoBuffer, log: Xfs
   hash.update(buffer.bytes.subarray(0, lengthBytes));
 }
 
-export type KnownFileSystem = 'ext' | 'xfs' | 'btrfs' | 'none';
-
-/** The file system that a device's first blocks announce. */
-export function detectFileSystem(device: BlockDevice, buffer: IoBuffer): KnownFileSystem {
+/** The file system that a device's first blocks announce, of those that a snapshot freezes. */
+export function detectFileSystem(device: BlockDevice, buffer: IoBuffer): FreezableKind | undefined {
   const lengthBytes = Math.min(HEAD_BYTES, device.sizeBytes);
   device.read(buffer, 0, lengthBytes, 0);
-  const head = Buffer.from(buffer.bytes.buffer, buffer.bytes.byteOffset, lengthBytes);
-  if (lengthBytes >= SECTOR_BYTES && head.readUInt32BE(0) === XFS_MAGIC) return 'xfs';
-  if (lengthBytes >= 2048 && head.readUInt16LE(1024 + 56) === 0xef53) return 'ext';
-  if (lengthBytes >= 65_536 + 72 && head.toString('latin1', 65_536 + 64, 65_536 + 72) === '_BHRfS_M') return 'btrfs';
-  return 'none';
+  return signatureOf(Buffer.from(buffer.bytes.buffer, buffer.bytes.byteOffset, lengthBytes))?.kind;
 }

@@ -123,7 +123,7 @@ async function requireMountedOrRaw(volume: Volume): Promise<void> {
   const { name, device } = volume.record;
   if (mounts.length > 0) throw new CowbirdError('EINVAL', `${name} is mounted read-only: remount it read-write first`);
   const found = await withScratch((buffer) => detectFileSystem(volume.origin, buffer));
-  if (found !== 'none')
+  if (found !== undefined)
     throw new CowbirdError(
       'EINVAL',
       `${name} holds an ${found} file system that is not mounted: mount ${device.node} first`,
