@@ -7,7 +7,6 @@
 import { mkdirSync, readFileSync, realpathSync, renameSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { basename, join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { VOLUME_NAME } from '../sys/checks.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
@@ -21,7 +20,7 @@ import {
   undoing,
   withHelper,
 } from './context.js';
-import { closeDevice, isWhole, LOOK_AGAIN_MS, openDevice, restoreLinks, VISITORS_WAIT_MS } from './devices.js';
+import { closeDevice, isWhole, openDevice, restoreLinks } from './devices.js';
 import { failPoint } from './fail-points.js';
 import { findVolume, refuseInUse, refuseOwnFiles, refuseSecondUse } from './lookup.js';
 import type { SavedVolume, VolumeRecord } from './records.js';
@@ -30,6 +29,7 @@ import { refuseServed } from './stacking.js';
 import { describeAttached } from './status.js';
 import { saveRecord } from './tracking.js';
 import type { AttachedVolume } from './types.js';
+import { outwait } from './visitors.js';
 import { Volume } from './volume.js';
 
 export interface AttachParams {
@@ -163,25 +163,21 @@ export async function detachVolume(context: EngineContext, reference: string): P
 }
 
 /**
- * EBUSY when the kernel itself has a node. Waits up to 2 s: what was mounted in a mount namespace is unmounted only some time after the
- * namespace's last process has ended, and nobody's list of mounts has it in between.
+ * EBUSY when the kernel itself has a node. For a moment it may: what was mounted in a mount namespace is unmounted only some time after
+ * the namespace's last process has ended, and nobody's list of mounts has it in between.
  */
 async function refuseClaimed(context: EngineContext, node: string): Promise<void> {
-  const deadline = performance.now() + VISITORS_WAIT_MS;
-  for (;;) {
+  const isClaimed = await outwait(async () => {
     try {
       await withHelper(context, (helper) => helper.call('probeExclusive', { node }));
-      return;
+      return undefined;
     } catch (error) {
       if (errnoOfError(error) !== EBUSY) throw error;
-      if (performance.now() > deadline)
-        throw new CowbirdError(
-          'EBUSY',
-          `${node} is claimed by the kernel (a file system, swap, or a device on top of it)`,
-        );
+      return true;
     }
-    await sleep(LOOK_AGAIN_MS);
-  }
+  });
+  if (isClaimed !== undefined)
+    throw new CowbirdError('EBUSY', `${node} is claimed by the kernel (a file system, swap, or a device on top of it)`);
 }
 
 /**

@@ -13,10 +13,9 @@ import { type Opener, openersOf, ownMounts } from '../sys/mounts.js';
 import { type EngineContext, makeLink, removeLink, type Undo, withHelper } from './context.js';
 import { failPoint } from './fail-points.js';
 import type { DeviceRecord } from './records.js';
+import { outwait } from './visitors.js';
 
-export const VISITORS_WAIT_MS = 2_000;
 const RELEASE_WAIT_MS = 5_000;
-export const LOOK_AGAIN_MS = 20;
 
 export interface DeviceOptions {
   id: string;
@@ -113,27 +112,21 @@ async function releaseNode(
 ): Promise<void> {
   if (!isBoundLoop(node, target)) return;
   await withHelper(context, (helper) => helper.call('releaseLoop', { node, target }));
-  const deadline = Date.now() + RELEASE_WAIT_MS;
-  while (isBoundLoop(node, target)) {
-    if (Date.now() > deadline) {
-      throw new CowbirdError('EBUSY', `${node} is still open somewhere${describe(openersOf(statSync(node).rdev))}`, {
-        outcome: 'partial',
-      });
-    }
-    await new Promise((resolve) => setTimeout(resolve, LOOK_AGAIN_MS));
-  }
+  const isBound = (): true | undefined => isBoundLoop(node, target) || undefined;
+  if ((await outwait(isBound, { waitMs: RELEASE_WAIT_MS })) === undefined) return;
+  throw new CowbirdError('EBUSY', `${node} is still open somewhere${describe(openersOf(statSync(node).rdev))}`, {
+    outcome: 'partial',
+  });
 }
 
-/** Waits for openers such as udev and blkid to go; EBUSY with the first one's pid and name when they stay. */
-export async function refuseOpen(node: string, waitMs = VISITORS_WAIT_MS): Promise<void> {
+/** EBUSY with the first opener's pid and name, where somebody keeps a node open. */
+export async function refuseOpen(node: string): Promise<void> {
   const { rdev } = statSync(node);
-  const deadline = Date.now() + waitMs;
-  for (;;) {
-    const openers = openersOf(rdev);
-    if (openers.length === 0) return;
-    if (Date.now() > deadline) throw new CowbirdError('EBUSY', `${node} is in use${describe(openers)}`);
-    await new Promise((resolve) => setTimeout(resolve, LOOK_AGAIN_MS));
-  }
+  const openers = await outwait(() => {
+    const found = openersOf(rdev);
+    return found.length === 0 ? undefined : found;
+  });
+  if (openers !== undefined) throw new CowbirdError('EBUSY', `${node} is in use${describe(openers)}`);
 }
 
 function describe(openers: Opener[]): string {

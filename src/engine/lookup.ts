@@ -1,12 +1,12 @@
 /** Finding volumes and their mounts; saying who holds what. */
 import { realpathSync, statSync } from 'node:fs';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { belowPath } from '../sys/below.js';
 import { boundLoops, deviceNumber, deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import { allMounts, type MountEntry, ownMounts, pathOfMount } from '../sys/mounts.js';
 import { attachedRecords, type EngineContext } from './context.js';
-import { LOOK_AGAIN_MS, refuseOpen, VISITORS_WAIT_MS } from './devices.js';
+import { refuseOpen } from './devices.js';
+import { outwait } from './visitors.js';
 import type { Volume } from './volume.js';
 
 /** The mounts that lie on a node, its partitions, or what is stacked on them, in any namespace. */
@@ -34,19 +34,13 @@ export function freezePoints(entries: readonly MountEntry[]): string[] {
   return freezeMounts(entries).map(pathOfMount);
 }
 
-/** EBUSY, naming the holder, when a node is mounted or open. Waits up to 2 s for short visitors. */
+/** EBUSY, naming the holder, when a node is mounted or open, and not by a visitor. */
 export async function refuseInUse(node: string): Promise<void> {
-  const deadline = performance.now() + VISITORS_WAIT_MS;
   const look = (): MountEntry | undefined => {
     const mounts = mountsOn(node);
     return mounts.find(({ pid }) => pid === 0) ?? mounts[0];
   };
-  let mount = look();
-  // Who begins a namespace has every mount with him, also those that are unmounted here meanwhile: mostly for a moment.
-  while (mount !== undefined && mount.pid !== 0 && performance.now() < deadline) {
-    await sleep(LOOK_AGAIN_MS);
-    mount = look();
-  }
+  const mount = await outwait(look, { isVisitor: ({ pid }) => pid !== 0 });
   if (mount !== undefined) {
     const where = mount.pid === 0 ? '' : ` in the mount namespace of pid ${mount.pid}`;
     throw new CowbirdError('EBUSY', `${node} is mounted on ${mount.mountPoint}${where}: unmount it first`);
