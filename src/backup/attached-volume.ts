@@ -1,6 +1,7 @@
 /** Attached volumes as sources of a backup: which one is meant, what is on it, and whether engine `driver` may have it. */
 import { closeSync, lstatSync, mkdirSync, openSync, readFileSync, realpathSync, statSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
+import { HEAD_BYTES, type Signature, signatureOf } from '../block/signature.js';
 import { type ClientOptions, call, daemonStatus } from '../control/client.js';
 import { pathsFrom } from '../control/paths.js';
 import type { SnapshotStatus, VolumeInfo } from '../control/schema.js';
@@ -15,7 +16,6 @@ import * as libc from '../sys/libc.js';
 import { lockHolders } from '../sys/lock-holders.js';
 import { type CowPlaces, isOwnCowFile } from './cow-files.js';
 import { placeOfDevice } from './scan-source.js';
-import { HEAD_BYTES, type Signature, signatureOf } from './signature.js';
 
 const LAST_MINOR = 255;
 /** File systems whose files can be written by address. */
@@ -61,6 +61,18 @@ export async function attachedSource(source: string, client: ClientOptions): Pro
   const mounts = mountsOn(volume.device);
   const isMounted = isMountedWritable(mounts);
   return { volume, identity, signature, isMounted, isReadOnly: mounts.length > 0 && !isMounted };
+}
+
+/**
+ * A volume that was looked up before something was waited for, as it is now.
+ *
+ * @throws {CowbirdError} ENODEV where it was detached meanwhile: its node may be another disk's by now.
+ */
+export async function attachedAgain(found: AttachedSource, client: ClientOptions): Promise<AttachedSource> {
+  const { name, device, origin } = found.volume;
+  const now = await attachedSource(device, client);
+  if (now !== undefined && now.volume.name === name && now.volume.origin === origin) return now;
+  throw new CowbirdError('ENODEV', `${name} was detached meanwhile: no version was made`, { outcome: 'failed' });
 }
 
 /** What an engine is to take: an attached volume (engine `driver`), or what a path names (the others). */

@@ -24,7 +24,7 @@ import { assert, CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/er
 import { realPathOfNew, requireApart, requireSameSource } from './apart.js';
 import {
   type AttachedSource,
-  attachedSource,
+  attachedAgain,
   cowPlaces,
   driverVolume,
   lockVolume,
@@ -145,7 +145,7 @@ async function backupAttached(found: AttachedSource, path: string, options: Back
   try {
     return await withNewRepository(path, options, async (held, pool) => {
       // The repository may have been waited for: it may be mounted now, or not any more.
-      const attached = (await attachedSource(found.volume.device, client)) ?? found;
+      const attached = await attachedAgain(found, client);
       requireSameSource(held, attached.identity, attached.volume.sizeBytes);
       const newest = held.manifest === undefined ? undefined : newestOf(held.manifest);
       const whole = options.whole === true;
@@ -192,7 +192,7 @@ async function backupSnapshot(
 
 /** The daemon snapshots a volume with a file system only while that is mounted. */
 export function holdsFileSystem({ signature }: AttachedSource): boolean {
-  return signature !== undefined && ['ext2, ext3 or ext4', 'xfs', 'btrfs'].includes(signature.name);
+  return signature?.kind !== undefined;
 }
 
 /** Opens a repository to write, and makes its directory where there is none. */

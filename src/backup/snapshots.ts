@@ -19,8 +19,9 @@ import { setTimeout as pause } from 'node:timers/promises';
 import { type ClientOptions, call } from '../control/client.js';
 import { pathsFrom } from '../control/paths.js';
 import type { SnapshotStatus, TakenTogether } from '../control/schema.js';
+import { requireGoingOn } from '../repository/runner.js';
 import { boundLoops } from '../sys/blkdev.js';
-import { CowbirdError, messageOf } from '../sys/errors.js';
+import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 import { type AttachedSource, isMinorTaken, ownTracking, unusedMinors } from './attached-volume.js';
 import { type CowPlaces, placeCowFile, removeCowFiles, removeSurplus, type Sequence } from './cow-files.js';
 
@@ -76,20 +77,46 @@ export async function takeSnapshots(
   const ready: Ready[] = [];
   for (const request of requests) ready.push(await makeReady(request, client));
   const fresh = ready.filter(({ status }) => status === undefined);
+  // The daemon takes them whether or not anybody waits for its answer: an interruption is heard when they are there.
+  const { signal, ...unhurried } = client;
   let times: Times;
-  if (fresh.length === ready.length) times = await firstSnapshots(fresh, hooks, client);
+  if (fresh.length === ready.length) times = await firstSnapshots(fresh, hooks, unhurried);
   else {
-    if (fresh.length > 0) await beginTracking(fresh, client);
-    times = await nextSnapshots(ready, hooks, client);
+    if (fresh.length > 0) await beginTracking(fresh, unhurried);
+    times = await nextSnapshots(ready, hooks, unhurried);
   }
-  const snapshots: TakenSnapshot[] = [];
-  for (const { request, begunAnew } of ready) {
-    const status = await ownTracking(request.attached.volume, client);
-    if (status === undefined) throw ended(request.attached.volume.name);
-    const { minor, cow_file: cowFile, uuid = '', seq_id: sequenceId = 0 } = status;
-    snapshots.push({ minor, cowFile, begunAnew, uuid, sequenceId });
+  try {
+    requireGoingOn(signal);
+    const snapshots: TakenSnapshot[] = [];
+    for (const { request, begunAnew } of ready) {
+      const status = await ownTracking(request.attached.volume, unhurried);
+      if (status === undefined) throw ended(request.attached.volume.name);
+      const { minor, cow_file: cowFile, uuid = '', seq_id: sequenceId = 0 } = status;
+      snapshots.push({ minor, cowFile, begunAnew, uuid, sequenceId });
+    }
+    return { snapshots, ...times };
+  } catch (error) {
+    throw await givenUp(ready, error, unhurried);
   }
-  return { snapshots, ...times };
+}
+
+/** Snapshots that were taken and nobody will copy go on to incremental mode. Returns the error to be thrown. */
+async function givenUp(ready: readonly Ready[], error: unknown, client: ClientOptions): Promise<unknown> {
+  const problems: string[] = [];
+  for (const { request } of ready) {
+    try {
+      const status = await ownTracking(request.attached.volume, client);
+      if (status?.state !== ACTIVE_SNAPSHOT) continue;
+      await whenFree(() => call('transitionToIncremental', { minor: status.minor }, client));
+    } catch (second) {
+      problems.push(`the snapshot of ${request.attached.volume.name} is still there (${messageOf(second)})`);
+    }
+  }
+  if (problems.length === 0) return error;
+  return new CowbirdError(codeOf(errnoOfError(error)), `${messageOf(error)}; ${problems.join('; ')}`, {
+    outcome: 'failed',
+    cause: error,
+  });
 }
 
 interface Ready {

@@ -19,7 +19,7 @@ import { assert, CowbirdError } from '../sys/errors.js';
 import { realPathOfNew, requireApart, requireSameSource } from './apart.js';
 import {
   type AttachedSource,
-  attachedSource,
+  attachedAgain,
   cowPlaces,
   driverVolume,
   lockVolume,
@@ -178,15 +178,13 @@ async function openRepository(work: Work, options: BackupOptions, cleanups: Clea
   cleanups.push(() => held.close());
   if (isNew) cleanups.push(() => files.removeEmpty());
   cleanups.push(lockRepositoryImage(work.path));
-  const { volume } = work.attached ?? {};
   // It may have been waited for: a volume may be mounted now, or not any more.
-  if (volume !== undefined) work.attached = await attachedSource(volume.device, options.client ?? {});
+  if (work.attached !== undefined) work.attached = await attachedAgain(work.attached, options.client ?? {});
   work.held = held;
   if (work.isLive) return;
   const identity = work.attached?.identity ?? work.scanned?.identity;
   const sizeBytes = work.attached?.volume.sizeBytes ?? work.scanned?.sizeBytes;
-  if (identity === undefined || sizeBytes === undefined)
-    throw new CowbirdError('ENODEV', `${work.pair.source} was detached meanwhile`);
+  assert(identity !== undefined && sizeBytes !== undefined, 'what is not live is attached or scanned');
   requireSameSource(held, identity, sizeBytes);
 }
 
@@ -318,8 +316,7 @@ async function prepareAll(
       return part;
     });
   } catch (error) {
-    abortTogether([...parts.values()]);
-    throw error;
+    throw abortTogether([...parts.values()], error);
   }
 }
 

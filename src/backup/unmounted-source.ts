@@ -13,7 +13,7 @@ import { makeBits } from '../repository/bits.js';
 import { regionCount } from '../repository/layout.js';
 import type { VersionRecord } from '../repository/manifest.js';
 import { messageOf } from '../sys/errors.js';
-import { type AttachedSource, ownTracking, unusedMinors } from './attached-volume.js';
+import { type AttachedSource, attachedAgain, ownTracking, unusedMinors } from './attached-volume.js';
 import { addRanges, isOwnCowFile, type Sequence } from './cow-files.js';
 import { tokenOf } from './driver-source.js';
 import { type OpenSource, openScanSource } from './scan-source.js';
@@ -43,6 +43,8 @@ export async function openUnmountedSource(
   const warning = before === undefined ? await reloadTracking(attached, client) : undefined;
   const source = openScanSource(volume.device);
   try {
+    // It is claimed from here on, and cannot be detached; before that its node may have become another disk's.
+    await attachedAgain(attached, client);
     const status = await ownTracking(volume, client);
     const sequence = status === undefined ? undefined : sequenceOf(attached, status, client);
     const reason = `the volume is not mounted${warning === undefined ? '' : `; its tracking could not be gone on with: ${warning}`}`;

@@ -9,6 +9,7 @@
  * - Whole or error: `pwrite` writes everything or throws; `pread` is short only at the end.
  * - Errors have an errno name as `code`. After an error the contents of what was written are unknown.
  */
+import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import type { PageFileHandle } from '../sys/page-file.js';
 
 /** What is read by position: a file of the repository, a source, a target. */
@@ -79,4 +80,13 @@ export function readPadded(file: ReadableFile, bytes: Uint8Array, offset: number
   const count = file.pread(bytes, offset);
   if (count < bytes.byteLength) bytes.fill(0, count);
   return count;
+}
+
+/** EIO, ENODATA, EILSEQ, EREMOTEIO: the medium could not be read here. */
+const MEDIUM_ERRORS = [5, 61, 84, 121];
+
+/** Whether the medium could not be read: an error of a system call, and of no other kind. */
+export function isMediumError(error: unknown): boolean {
+  const isOfCall = error instanceof Error && 'code' in error && !(error instanceof CowbirdError);
+  return isOfCall && MEDIUM_ERRORS.includes(errnoOfError(error));
 }

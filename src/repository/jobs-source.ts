@@ -3,7 +3,7 @@ import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
 import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 import { hasBit, setBit, spansOf } from './bits.js';
 import { CHECKSUM_BYTES, isZero, isZeroChecksum, putChecksum, sameChecksum } from './checksum.js';
-import { readPadded } from './files.js';
+import { isMediumError, readPadded } from './files.js';
 import {
   blockAt,
   checksumsOf,
@@ -21,15 +21,6 @@ import { blocksInRegion, bytesInRegion, REGION_BLOCKS, REGION_BYTES } from './la
 export const GAP_BLOCKS = 16;
 /** The same where the reads are told beforehand, so that many are under way at once: then another request costs less than 16 KiB. */
 export const TOLD_GAP_BLOCKS = 4;
-/** EIO, ENODATA, EILSEQ, EREMOTEIO: the medium could not be read here. */
-const MEDIUM_ERRORS = [5, 61, 84, 121];
-
-/** Whether the medium could not be read: an error of a system call, and of no other kind. */
-export function isMediumError(error: unknown): boolean {
-  const isOfCall = error instanceof Error && 'code' in error && !(error instanceof CowbirdError);
-  return isOfCall && MEDIUM_ERRORS.includes(errnoOfError(error));
-}
-
 export interface SourceSpec {
   sizeBytes: number;
   /** Blocks that cannot be read are reported, instead of ending the job. */

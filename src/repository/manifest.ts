@@ -7,8 +7,8 @@
  */
 import * as v from 'valibot';
 import { describeIssue, WholeNumber } from '../sys/checks.js';
-import { CowbirdError } from '../sys/errors.js';
-import type { RepositoryFiles } from './files.js';
+import { CowbirdError, messageOf } from '../sys/errors.js';
+import { isMediumError, type RepositoryFiles } from './files.js';
 import { MANIFEST, MANIFEST_COPY, MANIFEST_NEW } from './layout.js';
 import { openSealed, sealJson } from './sealed-json.js';
 
@@ -165,8 +165,9 @@ function tryLoad(files: RepositoryFiles, name: string): Loaded | undefined {
     const text = readSmall(files, name);
     return { manifest: decodeManifest(text), text };
   } catch (error) {
-    if (!(error instanceof CowbirdError) || error.code !== 'EUCLEAN') throw error;
-    return { problem: `${name}: ${error.message}` };
+    const isDamage = (error instanceof CowbirdError && error.code === 'EUCLEAN') || isMediumError(error);
+    if (!isDamage) throw error;
+    return { problem: `${name}: ${messageOf(error)}` };
   }
 }
 

@@ -35,7 +35,7 @@ import { blocksInRegion, deltaName, HISTORY, REGION_BLOCKS, regionCount } from '
 import type { ManifestData, VersionRecord } from './manifest.js';
 import type { Repository } from './repository.js';
 import { requireGoingOn } from './runner.js';
-import { recover, seriesBytes } from './state.js';
+import { recover, recoverAfter, seriesBytes } from './state.js';
 import { openListed } from './version.js';
 
 export interface PruneOptions {
@@ -62,11 +62,11 @@ export async function pruneVersions(
       dropped.push(...run.dropped.map(({ number }) => number));
     }
   } catch (error) {
-    recover(repository.files);
-    if (dropped.length === 0) throw error;
+    const failure = recoverAfter(repository.files, error);
+    if (dropped.length === 0) throw failure;
     throw new CowbirdError(
       codeOf(errnoOfError(error)),
-      `Dropped: ${dropped.join(', ')}. The others that were to be dropped are still there: ${messageOf(error)}`,
+      `Dropped: ${dropped.join(', ')}. The others that were to be dropped are still there: ${messageOf(failure)}`,
       { outcome: 'partial', cause: error },
     );
   }

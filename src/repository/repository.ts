@@ -1,8 +1,8 @@
 /**
  * A repository that is open: locked, whole, its manifest read.
  *
- * Locks: shared for who reads, exclusive for who writes or has to make it whole. They are held by a descriptor: a process
- * that dies leaves none.
+ * Locks: shared for who reads, exclusive for who writes, and for as long as it takes to make it whole. They are held by a descriptor: a
+ * process that dies leaves none.
  */
 import { setTimeout as pause } from 'node:timers/promises';
 import { CowbirdError } from '../sys/errors.js';
@@ -20,6 +20,8 @@ export interface OpenOptions {
 }
 
 const POLL_MS = 100;
+/** For those who look at the same repository at the same time. */
+const RECOVERY_WAIT_MS = 2_000;
 
 export class Repository {
   readonly files: RepositoryFiles;
@@ -48,27 +50,56 @@ export class Repository {
    */
   static async open(files: RepositoryFiles, access: 'read' | 'write', options: OpenOptions = {}): Promise<Repository> {
     const deadlineMs = Date.now() + (options.waitMs ?? 0);
-    let exclusive = access === 'write';
     requireRepository(files, options.mayBegin === true);
-    for (;;) {
-      const lock = await acquire(files, exclusive, deadlineMs, options.signal);
-      try {
-        let state = examine(files);
-        const warnings = state.loaded?.warnings ?? [];
-        if (needsRecovery(state, access === 'write')) {
-          if (!exclusive) {
-            lock.release();
-            exclusive = true;
-            continue;
-          }
-          recover(files);
-          state = examine(files);
-        }
-        return new Repository(files, lock, state.loaded?.manifest, warnings);
-      } catch (error) {
-        lock.release();
-        throw error;
+    if (access === 'write') return Repository.#openAlone(files, deadlineMs, options.signal);
+    const read = await Repository.#openBeside(files, deadlineMs, options.signal);
+    if (read !== undefined) return read;
+    // Whoever else reads at the same time has found the same, and gives way in a moment.
+    const patientMs = Math.max(deadlineMs, Date.now() + RECOVERY_WAIT_MS);
+    const alone = await Repository.#openAlone(files, patientMs, options.signal);
+    alone.close();
+    const again = await Repository.#openBeside(files, patientMs, options.signal);
+    if (again === undefined)
+      throw new CowbirdError('EBUSY', `${files.path}: another update was cut off just now: run this again`);
+    return new Repository(files, again.#lock, again.manifest, [...alone.warnings, ...again.warnings]);
+  }
+
+  /** With the exclusive lock, and made whole. */
+  static async #openAlone(
+    files: RepositoryFiles,
+    deadlineMs: number,
+    signal: AbortSignal | undefined,
+  ): Promise<Repository> {
+    const lock = await acquire(files, true, deadlineMs, signal);
+    try {
+      let state = examine(files);
+      const warnings = state.loaded?.warnings ?? [];
+      if (needsRecovery(state, true)) {
+        recover(files);
+        state = examine(files);
       }
+      return new Repository(files, lock, state.loaded?.manifest, warnings);
+    } catch (error) {
+      lock.release();
+      throw error;
+    }
+  }
+
+  /** With the shared lock; undefined where it has to be made whole first. */
+  static async #openBeside(
+    files: RepositoryFiles,
+    deadlineMs: number,
+    signal: AbortSignal | undefined,
+  ): Promise<Repository | undefined> {
+    const lock = await acquire(files, false, deadlineMs, signal);
+    let isHeld = false;
+    try {
+      const state = examine(files);
+      if (needsRecovery(state, false)) return undefined;
+      isHeld = true;
+      return new Repository(files, lock, state.loaded?.manifest, state.loaded?.warnings ?? []);
+    } finally {
+      if (!isHeld) lock.release();
     }
   }
 

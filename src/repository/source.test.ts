@@ -50,7 +50,7 @@ describe(`a source (COWBIRD_SEED=${SEED})`, () => {
     const source = { sizeBytes: bytes.byteLength, identity: IDENTITY, file: memorySource(bytes), confirm };
     await assert.rejects(createVersion(repository, source, updateOptions()), /written meanwhile/);
     const prepared = await prepareVersion(repository, { ...source, confirm: undefined }, updateOptions());
-    prepared.abort();
+    prepared.abort(new Error('taken back'));
     repository.close();
     await expectOneOf(files, [versions], 'written meanwhile');
   });

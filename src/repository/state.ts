@@ -26,7 +26,7 @@
 
 import { CowFormatError } from '../cow/errors.js';
 import { BLOCK_SIZE_BYTES, blockCount } from '../cow/geometry.js';
-import { CowbirdError, messageOf } from '../sys/errors.js';
+import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 import { CHECKSUM_BYTES } from './checksum.js';
 import { checksumOffset, type Delta, openDelta, regionEntries, regionsOf, shapeOf } from './delta.js';
 import { type RepositoryFiles, readPadded, type WritableFile } from './files.js';
@@ -358,4 +358,23 @@ function restoreRegion(
     image.pwrite(data.subarray(0, Math.min(BLOCK_SIZE_BYTES, regionEnd - offset)), offset);
   });
   writePage(checksums, region, page, delta.sizeBytes);
+}
+
+/** Makes the repository whole after a failure, and returns the error to be thrown: with what stands against that, too. */
+export function recoverAfter(files: RepositoryFiles, error: unknown): unknown {
+  try {
+    recover(files);
+    return error;
+  } catch (second) {
+    return unended(error, second);
+  }
+}
+
+/** A failure after which the repository could not be made whole. */
+export function unended(error: unknown, second: unknown): CowbirdError {
+  return new CowbirdError(
+    codeOf(errnoOfError(error)),
+    `${messageOf(error)}; and what was begun could not be ended yet (${messageOf(second)}): the next command does that`,
+    { outcome: 'failed', cause: error },
+  );
 }

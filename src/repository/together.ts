@@ -14,7 +14,7 @@
 import { assert, CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 import { togetherName } from './layout.js';
 import { loadManifest } from './manifest.js';
-import { recover } from './state.js';
+import { recover, unended } from './state.js';
 import { removeRecord, writeRecord } from './together-record.js';
 import type { PreparedVersion, UpdateResult } from './update.js';
 
@@ -45,9 +45,12 @@ export async function commitTogether(id: string, parts: readonly PreparedVersion
   }
 }
 
-/** Takes back what was prepared in some of the repositories, before there is a file in any of them. */
-export function abortTogether(parts: readonly PreparedVersion[]): void {
-  for (const { repository } of parts) recover(repository.files);
+/**
+ * Takes back what was prepared in some of the repositories, before there is a file in any of them: in each, whatever becomes of the
+ * others. Returns the error to be thrown.
+ */
+export function abortTogether(parts: readonly PreparedVersion[], error: unknown): unknown {
+  return parts.reduce((failure, part) => part.abort(failure), error);
 }
 
 /** After a failure: the same decision as after a cut. The first one must be whole before another follows it. */
@@ -62,8 +65,7 @@ function settle(id: string, parts: readonly PreparedVersion[], error: unknown): 
       isCommitted = versions.some(({ togetherId }) => togetherId === id);
     }
   } catch (second) {
-    const then = `${messageOf(error)}; and what was begun could not be ended yet (${messageOf(second)}): the next command does that`;
-    return new CowbirdError(code, then, { outcome: 'failed', cause: error });
+    return unended(error, second);
   }
   if (!isCommitted) return error;
   assert(parts.length > 0, 'a version was committed');

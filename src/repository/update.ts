@@ -22,7 +22,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import { BLOCK_SIZE_BYTES, blockCount } from '../cow/geometry.js';
-import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
+import { CowbirdError, messageOf } from '../sys/errors.js';
 import { regionsWith } from './bits.js';
 import { CHECKSUM_BYTES } from './checksum.js';
 import type { JobTotals } from './jobs-common.js';
@@ -32,7 +32,7 @@ import { followSource, type SettledSource, settleSource } from './passes.js';
 import { compare, type OpenFiles, requireSpace, saveDelta } from './plan.js';
 import type { Repository } from './repository.js';
 import type { BackupSource } from './source.js';
-import { nameImage, newestOf, recover, seriesBytes } from './state.js';
+import { nameImage, newestOf, recoverAfter, seriesBytes } from './state.js';
 import { bytesOf, isOutOfSpace, phase, type UpdateOptions, usedOf } from './update-options.js';
 import {
   encodeUsedMap,
@@ -69,8 +69,8 @@ export interface PreparedVersion {
   count(): UpdateResult;
   /** Both. @throws what they throw; then there is no version. */
   commit(): Promise<UpdateResult>;
-  /** Takes it back. */
-  abort(): void;
+  /** Takes it back after a failure, and returns the error to be thrown. */
+  abort(error: unknown): unknown;
 }
 
 /** Makes a new version of the source: {@link prepareVersion} and its commit. */
@@ -132,7 +132,7 @@ export async function prepareVersion(
         return { ...result, afterwards: messageOf(failure) };
       }
     };
-    const abort = (): void => recover(repository.files);
+    const abort = (error: unknown): unknown => undo(repository, error);
     return { version: result.version, repository, manifest: next, confirm, count, commit, abort };
   } catch (error) {
     throw undo(repository, error);
@@ -149,15 +149,8 @@ interface Written {
 
 /** Makes the repository whole after a failure, and returns the error to be thrown. */
 function undo(repository: Repository, error: unknown): unknown {
-  try {
-    recover(repository.files);
-  } catch (second) {
-    return new CowbirdError(
-      codeOf(errnoOfError(error)),
-      `${messageOf(error)}; and what was begun could not be ended yet (${messageOf(second)}): the next command does that`,
-      { outcome: 'failed', cause: error },
-    );
-  }
+  const failure = recoverAfter(repository.files, error);
+  if (failure !== error) return failure;
   if (!isOutOfSpace(error) || error instanceof CowbirdError) return error;
   const free = repository.files.freeBytes();
   return new CowbirdError(
