@@ -25,6 +25,7 @@ export const PACKAGES = {
     { package: 'fio', programs: ['fio'] },
     { package: 'kmod', programs: ['depmod', 'modprobe'] },
     { package: 'libbpf1', files: [libraryPath('libbpf.so.1')] },
+    { package: 'libbpf-dev', files: ['/usr/include/bpf/bpf_helpers.h'] },
     { package: 'procps', programs: ['ps'] },
     { package: 'qemu-system-x86', programs: ['qemu-system-x86_64'] },
     { package: 'systemd', programs: ['systemd-analyze'] },

@@ -32,10 +32,12 @@ import {
 import { CANNOT, copy, digestOf, fill, Lab, MIB, run, succeeds, until } from './lab.js';
 
 /** The long run has more. */
-const KILLS = 8;
+const KILLS = 10;
 const VERSIONS = 10;
 const USED_VERSIONS = 2;
 const REFUSED = 3;
+/** What tests beside this one may have taken of the last minors. */
+const MINORS_NEAR = 32;
 /** What a first version may write that leaves free blocks out, of a volume of 60 MiB with 20 MiB in a removed file. */
 const USED_BYTES_MAX = 22 * MIB;
 /** And what a next one may read, of which 4 MiB in a file changed. */
@@ -114,6 +116,10 @@ async function versionsOf(lab: Lab, type: string): Promise<void> {
   const { devices } = await cowbird.info(undefined, lab.client);
   const status = devices.find(({ block_device }) => block_device === node);
   assert.deepEqual([status?.state, status?.seq_id], [2, USED_VERSIONS + VERSIONS]);
+  assert.ok(
+    (status?.minor ?? 0) > 255 - MINORS_NEAR,
+    `minor ${status?.minor} is taken from the end: users begin with 0`,
+  );
   assert.deepEqual(ownFiles(at), [`.cowbird-${USED_VERSIONS + VERSIONS}`]);
   // Not mounted: claimed and read by the list of the driver. Then another repository takes the map away.
   await run('umount', at);

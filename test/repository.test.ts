@@ -321,6 +321,12 @@ test('an unused disk is backed up and restored; one in use is refused', { skip: 
   assert.equal((await cowbird(lab, 'backup', disk, repository)).status, 0);
   assert.match((await cowbird(lab, 'restore', repository, small)).err, /choose a larger disk \(EINVAL\)/);
   assert.equal((await cowbird(lab, 'restore', repository, spare)).status, 0);
+  const look = await lab.mount(spare, 'look');
+  const inUse = await cowbird(lab, 'restore', repository, spare, '--yes');
+  assert.deepEqual([inUse.status, /is mounted.*\(EBUSY\)/.test(inUse.err)], [3, true], inUse.err);
+  await run('umount', look);
+  await run('e2fsck', '-fn', spare);
+  assert.equal((await cowbird(lab, 'restore', repository, spare, '--yes')).status, 0);
   await run('cmp', '-n', String(64 * MIB), disk, spare);
   await run('fsck.ext4', '-fn', spare);
   const asked = await cowbird(lab, 'restore', repository, spare);

@@ -1,7 +1,6 @@
 /** A bar with rate and time left, on a terminal only. */
 import type { SingleBar } from 'cli-progress';
 import type { Progress } from '../index.js';
-import type { Io } from './io.js';
 import { formatSize } from './quantities.js';
 
 const LABELS: Readonly<Record<Progress['phase'], string>> = {
@@ -32,10 +31,10 @@ export async function singleBar(stream: NodeJS.WritableStream, format: string): 
 }
 
 /** Undefined where nobody looks. */
-export async function progressBar(io: Io): Promise<ProgressBar | undefined> {
-  if (io.terminal === undefined) return undefined;
+export async function progressBar(terminal: NodeJS.WritableStream | undefined): Promise<ProgressBar | undefined> {
+  if (terminal === undefined) return undefined;
   const bar = await singleBar(
-    io.terminal,
+    terminal,
     '{label} {bar} {percentage}% | {done} of {all} | {rate}/s | {eta_formatted} left',
   );
   let phase: Progress['phase'] | undefined;

@@ -43,7 +43,7 @@ function waitOption(call: Call): { waitMs?: number } {
 /** Runs a command with a bar where somebody looks, which is gone again whatever happens. */
 async function withProgress<T>(call: Call, run: (options: RepositoryOptions) => Promise<T>): Promise<T> {
   const options = { ...waitOption(call), signal: call.io.signal };
-  const bar = await progressBar(call.io);
+  const bar = await progressBar(call.io.terminal);
   try {
     return await run(bar === undefined ? options : { ...options, onProgress: (progress) => bar.update(progress) });
   } finally {
