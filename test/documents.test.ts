@@ -118,6 +118,30 @@ describe('the documents', () => {
     }
   });
 
+  it('quote only tests that exist', () => {
+    // `test/file.test.ts` "a part of a title…", "another"; a title may also be named by its number.
+    const cited = /`((?:src|test)\/[^`*]+\.test\.ts)`((?:,? (?:"[^"]+"(?: \([^)]*\))?|\d+(?=[ ,|;.)])))*)/g;
+    let count = 0;
+    for (const page of pages) {
+      for (const [, file = '', quotes = ''] of readFileSync(join(ROOT, page), 'utf8').matchAll(cited)) {
+        assert.ok(existsSync(join(ROOT, file)), `${page}: ${file}`);
+        const source = readFileSync(join(ROOT, file), 'utf8');
+        const titles = [...source.matchAll(/\b(?:it|test|describe)\(\s*(['`])((?:(?!\1).)+)\1/g)].map(
+          ([, , title]) => title,
+        );
+        for (const [, words, number] of quotes.matchAll(/"([^"]+)"|\b(\d+)\b/g)) {
+          const part = words?.replaceAll('…', '') ?? `${number}: `;
+          const isThere = titles.some((title) =>
+            words === undefined ? title?.startsWith(part) : title?.includes(part),
+          );
+          assert.ok(isThere, `${page}: ${file} has no test "${part}"`);
+          count++;
+        }
+      }
+    }
+    assert.ok(count >= 25, `${count} quotes were found`);
+  });
+
   it('give a reason for every run-time dependency, and for nothing else', () => {
     const manifest: { dependencies: Record<string, string> } = JSON.parse(
       readFileSync(join(ROOT, 'package.json'), 'utf8'),
