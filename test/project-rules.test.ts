@@ -215,13 +215,16 @@ test('the package holds the programs and the library, and neither tests nor maps
   needed.push('bpf/tracker.bpf.o', 'bpf/tracker.bpf.c');
   for (const name of ['check-node.js', 'package.json', 'run.js', 'cowbird', 'dbdctl', 'elioctl', 'update-img'])
     needed.push(`bin/${name}`);
-  for (const name of ['cowbird', 'dbdctl', 'elioctl', 'update-img']) needed.push(`dist/src/cli/${name}.js`);
+  for (const name of ['cowbird', 'dbdctl', 'elioctl', 'update-img'])
+    needed.push(`dist/src/cli/${name}.js`, `man/${name}.8`);
+  // What README.md and docs/ link to, from the package too.
+  needed.push('examples/backup.ts', 'bench/README.md', 'bench/results/README.md');
   expectNone(
     needed.filter((path) => !files.includes(path)),
     'Add these to "files" of package.json (or build first: npm run build):',
   );
   const unwanted = files.filter((path) =>
-    /\.test\.|\/(testing|testing-contents|scenario)\.|\.map$|^dist\/(test|examples|bench)\/|^(src|test|bench)\/|tsbuildinfo/.test(
+    /\.test\.|\/(testing|testing-contents|scenario)\.|\.map$|^dist\/(test|examples|bench)\/|^(src|test)\/|^bench\/.*\.(ts|c|json)$|tsbuildinfo/.test(
       path,
     ),
   );
