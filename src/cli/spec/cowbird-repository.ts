@@ -7,6 +7,10 @@ const REPO_AT = {
   name: 'REPO',
   help: 'Directory of the repository, for its newest version; REPO@N for version N.',
 } as const;
+const REPO_ALL = {
+  name: 'REPO',
+  help: 'Directory of the repository, for all of its versions; REPO@N for what version N is read from.',
+} as const;
 const TOGETHER: OptionSpec = {
   long: '--together',
   help: 'Back up several sources at one instant, each to a repository of its own: all of them get a version, or none does.',
@@ -28,10 +32,10 @@ export const REPOSITORY_COMMANDS: readonly CommandSpec[] = [
     name: 'backup',
     summary: 'Make a backup as a new version in a repository',
     description: [
-      'Makes a version of SOURCE in REPO, a directory, which is made where it does not exist. The first version is a full image without its zeros and unused blocks; later ones copy only what changed. Whatever is killed or loses power, the repository has the versions that it had, or the new one too.',
+      'Makes a version of SOURCE in REPO, a directory, which is made where it does not exist; it belongs on another disk than SOURCE. The first version is a full image without its zeros and unused blocks; later ones copy only what changed. Whatever is killed or loses power, the repository has the versions that it had, or the new one too.',
       'Engine driver, for an attached volume (its node, /dev/cowbird/NAME, or its origin) that is in use: takes a snapshot, copies, and goes on to incremental mode by itself; the next backup copies what the driver lists as changed. The COW file is .cowbird-N in the root of the file system; minors are taken from 255 downwards. Where nothing proves that the list is whole (an unclean stop, a full COW file, use of the disk without Cowbird, a backup to another repository in between) it says so, and compares the contents of the snapshot with the checksums in the repository. A volume that is tracked under a minor of your own is refused (EBUSY).',
       'Engine live, for any other disk or partition in use: nothing is attached, unmounted or started anew. An eBPF program marks in the kernel what changes. The disk is read while it is in use, then what changed meanwhile, again and again, until little is left; that is read while its file systems are frozen, for some milliseconds. The kernel goes on tracking, also while no process of Cowbird runs, and the next backup reads only what changed. Where that is not known for sure (a reboot, another disk, a version by another engine) it says so, and compares contents. Refused: what the kernel cannot track (`cowbird doctor` says why), file systems that cannot be frozen, and swap, RAID, LVM or databases on the disk, unless hooks make them stand still. A disk that is written faster than it is read fails clearly. See docs/live.md.',
-      'Engine scan, for everything else: reads SOURCE and compares it with the checksums. SOURCE is claimed meanwhile. An attached volume that is not mounted is claimed, too; tracking that a clean stop of the daemon left is gone on with.',
+      'Engine scan, for everything else: reads SOURCE and compares it with the checksums. SOURCE is claimed meanwhile. An attached volume that is not mounted is claimed, too; tracking that a clean stop of the daemon left goes on.',
       'A source that grew goes on in the same repository. A smaller one, or another disk, is refused.',
       'With --together attached volumes in use are snapshotted at one instant, or disks in use are frozen at one moment by engine live; everything else is claimed before it and until the end. Volumes and other disks in use cannot be of one instant, but with `--engine live` all are read as disks. The manifests have the same id. A run that is cut off while the versions are being committed is ended by the next command on each repository, which looks at the others: they have to be where they were.',
       'Engine scan needs neither daemon nor root. On a terminal a bar shows rate and time left; stdout stays empty, and a line on stderr sums up. With --json the last line on stdout is an object of type "summary".',
@@ -96,7 +100,7 @@ export const REPOSITORY_COMMANDS: readonly CommandSpec[] = [
     description: [
       'Reads image and history and compares every block with its checksum, and the manifest with its own. A single flipped bit is found anywhere: file, place and versions are named, and the versions that are still whole.',
     ],
-    operands: [REPO_AT],
+    operands: [REPO_ALL],
     options: [WAIT, JSON_OPTION],
     exits: [{ status: 1, meaning: 'Damage was found, or the command failed.' }],
     examples: [{ command: 'cowbird verify /backup/disk@3', meaning: 'Read all that version 3 consists of.' }],

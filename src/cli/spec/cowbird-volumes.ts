@@ -30,7 +30,7 @@ export const VOLUME_COMMANDS: readonly CommandSpec[] = [
         long: '--boot',
         help: 'Attach it at every boot too, before file systems are mounted: writes units for systemd and a udev rule. The line for fstab is printed on stderr.',
       },
-      { long: '--if-needed', help: 'Be content when ORIGIN is attached as NAME already.' },
+      { long: '--if-needed', help: 'Succeed if ORIGIN is attached as NAME already.' },
       JSON_OPTION,
     ],
     examples: [

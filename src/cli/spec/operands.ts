@@ -36,7 +36,7 @@ export const HOOKS: readonly OptionSpec[] = [
   {
     long: '--pre-freeze',
     value: 'CMD',
-    help: 'Command to run before the file systems are frozen. When it fails nothing is taken. The daemon runs it as root by `sh -c` in /, with COWBIRD_HOOK, COWBIRD_MINORS and COWBIRD_VOLUMES in its environment; in a backup by engine live a helper runs it, with COWBIRD_HOOK and COWBIRD_DEVICES.',
+    help: 'Command to run before the file systems are frozen. When it fails nothing is taken. The daemon runs it as root by `sh -c` in /, with COWBIRD_HOOK, COWBIRD_MINORS and COWBIRD_VOLUMES in its environment; under cowbird.service it can neither change user nor open network sockets (docs/limits.md). In a backup by engine live a helper of the command runs it, with COWBIRD_HOOK and COWBIRD_DEVICES and without these limits.',
   },
   {
     long: '--post-thaw',

@@ -80,5 +80,8 @@ export const FILES = [
   { name: '/dev/cowbird/NAME', help: "Stable link to an attached volume's device node." },
   { name: '/dev/cowbirdMINOR', help: "Link to a snapshot's device node; there while it is in snapshot mode." },
   { name: '/run/cowbird/info', help: 'Status of everything that is tracked, as JSON; readable by everybody.' },
-  { name: '/run/cowbird/daemon.log', help: "The daemon's log, one JSON object a line." },
+  {
+    name: '/run/cowbird/daemon.log',
+    help: "The daemon's log, one JSON object a line, where a command has started the daemon. Under cowbird.service it goes to the journal, as of that unit.",
+  },
 ] as const;
