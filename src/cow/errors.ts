@@ -1,6 +1,7 @@
 /** What is wrong with a COW file: which field, with which value. */
 
 export type CowErrorCode =
+  | 'ECOWREAD'
   | 'ECOWTRUNCATED'
   | 'ECOWMAGIC'
   | 'ECOWFLAGS'

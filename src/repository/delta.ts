@@ -26,9 +26,9 @@ import { CowFormatError } from '../cow/errors.js';
 import { BLOCK_SIZE_BYTES, blockCount, dataOffsetBytes, ENTRY_SIZE_BYTES, HEADER_SIZE_BYTES } from '../cow/geometry.js';
 import { decodeHeader, encodeHeader } from '../cow/header.js';
 import { decodeEntries } from '../cow/index-codec.js';
-import { assert, CowbirdError } from '../sys/errors.js';
+import { assert, CowbirdError, messageOf } from '../sys/errors.js';
 import { CHECKSUM_BYTES, isZero } from './checksum.js';
-import { type ReadableFile, readPadded, type WritableFile } from './files.js';
+import { isMediumError, type ReadableFile, readMarked, type WritableFile } from './files.js';
 import { REGION_BLOCKS, regionCount } from './layout.js';
 
 const FOOTER_BYTES = 80;
@@ -213,10 +213,20 @@ function expect(field: string, value: number | string, expected: number | string
 
 function readExactly(file: ReadableFile, offset: number, lengthBytes: number): Buffer {
   const bytes = Buffer.alloc(lengthBytes);
-  const count = file.pread(bytes, offset);
+  const count = readOf(file, bytes, offset);
   if (count !== lengthBytes)
     throw new CowFormatError('ECOWTRUNCATED', 'file end', offset + count, `${lengthBytes} bytes more`);
   return bytes;
+}
+
+/** Structure that cannot be read is as good as wrong. */
+function readOf(file: ReadableFile, bytes: Uint8Array, offset: number): number {
+  try {
+    return file.pread(bytes, offset);
+  } catch (error) {
+    if (!isMediumError(error)) throw error;
+    throw new CowFormatError('ECOWREAD', `what is at byte ${offset}`, messageOf(error), 'bytes that can be read');
+  }
 }
 
 /** What reading a region of a delta takes; can be handed to other threads. */
@@ -242,7 +252,7 @@ export function regionEntries(
   if (region >= regionCount(shape.sizeBytes)) return undefined;
   const bytes = scratch.subarray(0, SLICE_BYTES);
   const offset = sliceOffset(shape, region);
-  if (file.pread(bytes, offset) !== SLICE_BYTES)
+  if (readOf(file, bytes, offset) !== SLICE_BYTES)
     throw new CowFormatError('ECOWTRUNCATED', 'index', offset, 'the entries of a region');
   if (isZero(bytes)) return undefined;
   const bounds = { indexOnly: false, firstPlace: shape.zeroPlace, endPlace: shape.endPlace };
@@ -265,6 +275,6 @@ export function* regionsOf(file: ReadableFile, shape: DeltaShape): Generator<num
 /** Whether the block that zeros are read from is one of zeros. */
 export function zeroBlockIsZero(file: ReadableFile, shape: DeltaShape): boolean {
   const block = Buffer.alloc(BLOCK_SIZE_BYTES);
-  readPadded(file, block, shape.zeroPlace * BLOCK_SIZE_BYTES);
+  readMarked(file, block, shape.zeroPlace * BLOCK_SIZE_BYTES);
   return isZero(block);
 }

@@ -9,6 +9,7 @@
  * - Whole or error: `pwrite` writes everything or throws; `pread` is short only at the end.
  * - Errors have an errno name as `code`. After an error the contents of what was written are unknown.
  */
+import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import type { PageFileHandle } from '../sys/page-file.js';
 
@@ -80,6 +81,38 @@ export function readPadded(file: ReadableFile, bytes: Uint8Array, offset: number
   const count = file.pread(bytes, offset);
   if (count < bytes.byteLength) bytes.fill(0, count);
   return count;
+}
+
+/**
+ * What stands for bytes of the repository that their medium does not give back. It has no block's checksum, so that such a block is
+ * damaged wherever it is looked at, and nothing else is.
+ */
+const MARK = 0xdb;
+
+/** As {@link readPadded}; where the medium fails, block by block, with marks for those that cannot be read. */
+export function readMarked(file: ReadableFile, bytes: Uint8Array, offset: number): number {
+  try {
+    return readPadded(file, bytes, offset);
+  } catch (error) {
+    if (!isMediumError(error)) throw error;
+  }
+  for (let at = 0; at < bytes.byteLength; ) {
+    const toEndOfBlock = BLOCK_SIZE_BYTES - ((offset + at) % BLOCK_SIZE_BYTES);
+    const piece = bytes.subarray(at, at + toEndOfBlock);
+    try {
+      readPadded(file, piece, offset + at);
+    } catch (error) {
+      if (!isMediumError(error)) throw error;
+      piece.fill(MARK);
+    }
+    at += piece.byteLength;
+  }
+  return bytes.byteLength;
+}
+
+/** Whether this is what {@link readMarked} puts for what cannot be read. */
+export function isMark(bytes: Uint8Array): boolean {
+  return bytes.every((byte) => byte === MARK);
 }
 
 /** EIO, ENODATA, EILSEQ, EREMOTEIO: the medium could not be read here. */

@@ -1,9 +1,9 @@
 /** What the jobs of jobs.ts share: their files, buffers and totals. */
 import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
-import { assert } from '../sys/errors.js';
+import { assert, CowbirdError, messageOf } from '../sys/errors.js';
 import { allocatePages } from '../sys/page-file.js';
 import { CHECKSUM_BYTES, putChecksum } from './checksum.js';
-import { type ReadableFile, readPadded, type WritableFile } from './files.js';
+import { isMediumError, type ReadableFile, readMarked, readPadded, type WritableFile } from './files.js';
 import { blocksInRegion, REGION_BLOCKS, REGION_BYTES } from './layout.js';
 
 /** The files of a job, each where the job has use for it. */
@@ -73,9 +73,27 @@ export function blockAt(data: Buffer, block: number): Buffer {
   return data.subarray(block * BLOCK_SIZE_BYTES, (block + 1) * BLOCK_SIZE_BYTES);
 }
 
-/** Reads the checksums of a region; what is not there is zeros. */
+/**
+ * Reads the checksums of a region; what is not there is zeros.
+ *
+ * @throws {CowbirdError} EIO where they cannot be read: no new version can be told from the one before.
+ */
 export function readPage(checksums: ReadableFile, region: number, page: Buffer): void {
-  readPadded(checksums, page, region * REGION_BLOCKS * CHECKSUM_BYTES);
+  try {
+    readPadded(checksums, page, region * REGION_BLOCKS * CHECKSUM_BYTES);
+  } catch (error) {
+    if (!isMediumError(error)) throw error;
+    throw new CowbirdError(
+      'EIO',
+      `The repository's disk does not give back the checksums of the MiB at ${region * REGION_BYTES} (${messageOf(error)}): no version can be made here any more. \`cowbird verify\` tells what can still be restored; begin another repository on another disk`,
+      { outcome: 'failed', cause: error },
+    );
+  }
+}
+
+/** The same for who only reads: blocks whose checksums cannot be read count as damaged. */
+export function readMarkedPage(checksums: ReadableFile, region: number, page: Buffer): void {
+  readMarked(checksums, page, region * REGION_BLOCKS * CHECKSUM_BYTES);
 }
 
 /** Writes the checksums of a region, as far as the volume has blocks. */

@@ -5,8 +5,8 @@ import { assert } from '../sys/errors.js';
 import { hasBit, spansOf } from './bits.js';
 import { CHECKSUM_BYTES, isZero, isZeroChecksum, matchesChecksum } from './checksum.js';
 import { checksumOffset, type DeltaShape, sliceOffset } from './delta.js';
-import { readPadded } from './files.js';
-import { blockAt, type JobContext, needed, type RegionTask, readPage } from './jobs-common.js';
+import { readMarked } from './files.js';
+import { blockAt, type JobContext, needed, type RegionTask, readMarkedPage, readPage } from './jobs-common.js';
 import { TOLD_GAP_BLOCKS } from './jobs-source.js';
 import { blocksInRegion, REGION_BLOCKS, REGION_BYTES } from './layout.js';
 
@@ -38,7 +38,7 @@ export function saveJob(spec: SaveSpec, context: JobContext): RegionTask {
     readPage(checksums, region, page);
     const isRead = (block: number): boolean => isChanged(block) && (spec.checkImage || !isZeroChecksum(page, block));
     for (const { start, end } of spansOf(count, isRead, TOLD_GAP_BLOCKS))
-      readPadded(
+      readMarked(
         image,
         scratch.data.subarray(start * BLOCK_SIZE_BYTES, end * BLOCK_SIZE_BYTES),
         first * BLOCK_SIZE_BYTES + start * BLOCK_SIZE_BYTES,
@@ -83,10 +83,10 @@ export function verifyImageJob(spec: VerifyImageSpec, context: JobContext): Regi
   return (region) => {
     const count = blocksInRegion(region, spec.sizeBytes);
     const offset = region * REGION_BYTES;
-    readPage(checksums, region, scratch.page);
+    readMarkedPage(checksums, region, scratch.page);
     const end = offset + count * BLOCK_SIZE_BYTES;
     if (isZero(scratch.page) && image.nextData(offset, end) >= end) return;
-    totals.bytesRead += readPadded(image, scratch.data.subarray(0, count * BLOCK_SIZE_BYTES), offset);
+    totals.bytesRead += readMarked(image, scratch.data.subarray(0, count * BLOCK_SIZE_BYTES), offset);
     for (let block = 0; block < REGION_BLOCKS; block++) {
       // Checksums of blocks that the volume does not have must be zeros.
       const isRight =
@@ -112,8 +112,8 @@ export function verifyDeltaJob(spec: VerifyDeltaSpec, context: JobContext): Regi
     const first = group * REGION_BLOCKS;
     const count = Math.min(REGION_BLOCKS, spec.savedBlocks - first);
     const place = spec.shape.zeroPlace + 1 + first;
-    totals.bytesRead += readPadded(delta, scratch.data.subarray(0, count * BLOCK_SIZE_BYTES), place * BLOCK_SIZE_BYTES);
-    readPadded(delta, scratch.page.subarray(0, count * CHECKSUM_BYTES), checksumOffset(spec.shape, place));
+    totals.bytesRead += readMarked(delta, scratch.data.subarray(0, count * BLOCK_SIZE_BYTES), place * BLOCK_SIZE_BYTES);
+    readMarked(delta, scratch.page.subarray(0, count * CHECKSUM_BYTES), checksumOffset(spec.shape, place));
     for (let block = 0; block < count; block++)
       if (!matchesChecksum(blockAt(scratch.data, block), scratch.page, block)) totals.damagedBlocks.push(first + block);
   };

@@ -3,7 +3,7 @@ import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
 import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 import { hasBit, setBit, spansOf } from './bits.js';
 import { CHECKSUM_BYTES, isZero, isZeroChecksum, putChecksum, sameChecksum } from './checksum.js';
-import { isMediumError, readPadded } from './files.js';
+import { isMediumError, readMarked } from './files.js';
 import {
   blockAt,
   checksumsOf,
@@ -131,7 +131,7 @@ export function readImagePage({ files, scratch }: JobContext, region: number, co
   const offset = region * REGION_BYTES;
   const lengthBytes = count * BLOCK_SIZE_BYTES;
   if (lengthBytes === 0 || image.nextData(offset, offset + lengthBytes) >= offset + lengthBytes) return;
-  readPadded(image, scratch.other.subarray(0, lengthBytes), offset);
+  readMarked(image, scratch.other.subarray(0, lengthBytes), offset);
   checksumsOf(scratch.other, count, page);
 }
 

@@ -30,7 +30,7 @@ import {
   shapeOf,
   sliceOffset,
 } from './delta.js';
-import { readPadded, type WritableFile } from './files.js';
+import { readMarked, type WritableFile } from './files.js';
 import { blocksInRegion, deltaName, HISTORY, REGION_BLOCKS, regionCount } from './layout.js';
 import type { ManifestData, VersionRecord } from './manifest.js';
 import type { Repository } from './repository.js';
@@ -232,12 +232,12 @@ async function writeMerged(
         continue;
       }
       // With the checksum that it was recorded with: damage stays damage.
-      readPadded(
+      readMarked(
         delta.file,
         data.subarray(saved * BLOCK_SIZE_BYTES, (saved + 1) * BLOCK_SIZE_BYTES),
         place * BLOCK_SIZE_BYTES,
       );
-      readPadded(
+      readMarked(
         delta.file,
         checksums.subarray(saved * CHECKSUM_BYTES, (saved + 1) * CHECKSUM_BYTES),
         checksumOffset(shapeOf(delta), place),

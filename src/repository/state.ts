@@ -29,7 +29,7 @@ import { BLOCK_SIZE_BYTES, blockCount } from '../cow/geometry.js';
 import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 import { CHECKSUM_BYTES } from './checksum.js';
 import { checksumOffset, type Delta, openDelta, regionEntries, regionsOf, shapeOf } from './delta.js';
-import { type RepositoryFiles, readPadded, type WritableFile } from './files.js';
+import { isMark, type RepositoryFiles, readMarked, type WritableFile } from './files.js';
 import { readPage, writePage } from './jobs-common.js';
 import {
   bytesInRegion,
@@ -353,8 +353,10 @@ function restoreRegion(
       image.punch(offset, BLOCK_SIZE_BYTES);
       return;
     }
-    readPadded(deltaFile, checksum, checksumOffset(shape, place));
-    readPadded(deltaFile, data, place * BLOCK_SIZE_BYTES);
+    readMarked(deltaFile, checksum, checksumOffset(shape, place));
+    readMarked(deltaFile, data, place * BLOCK_SIZE_BYTES);
+    // What the image has may be what it was: its checksum tells.
+    if (isMark(data)) return;
     image.pwrite(data.subarray(0, Math.min(BLOCK_SIZE_BYTES, regionEnd - offset)), offset);
   });
   writePage(checksums, region, page, delta.sizeBytes);

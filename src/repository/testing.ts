@@ -68,6 +68,8 @@ export class SimulatedDisk {
   readonly open = new Map<object, Inode>();
   #nextInode = 1;
   clock = 1;
+  /** By inode: blocks whose sectors cannot be read. */
+  readonly unreadable = new Map<number, Set<number>>();
 
   /** The same disk once more, for another fate. */
   copy(): SimulatedDisk {
@@ -78,6 +80,7 @@ export class SimulatedDisk {
     other.pendingNames = [...this.pendingNames];
     other.#nextInode = this.#nextInode;
     other.clock = this.clock;
+    for (const [id, blocks] of this.unreadable) other.unreadable.set(id, new Set(blocks));
     other.capacityPages = this.capacityPages;
     return other;
   }
@@ -130,6 +133,11 @@ export class SimulatedDisk {
     this.effects = 0;
   }
 
+  /** From now on these blocks of a file cannot be read, each until it is written. */
+  spoil(name: string, ...blocks: number[]): void {
+    this.unreadable.set(this.names.get(name) ?? -1, new Set(blocks));
+  }
+
   /** Turns one bit of a file over, as a disk that rots. */
   flip(name: string, offset: number, bit: number): void {
     const inode = this.inodes.get(this.names.get(name) ?? -1);
@@ -159,7 +167,12 @@ class SimulatedFile implements WritableFile {
 
   pread(bytes: Uint8Array, offset: number): number {
     this.#disk.alive();
+    refuseUnreadable(this.#unreadable(), offset, bytes.byteLength);
     return this.#inode.current.read(bytes, offset);
+  }
+
+  #unreadable(): Set<number> {
+    return this.#disk.unreadable.get(this.#inode.id) ?? new Set();
   }
 
   nextData(offset: number, end: number): number {
@@ -168,6 +181,9 @@ class SimulatedFile implements WritableFile {
 
   pwrite(bytes: Uint8Array, offset: number): void {
     const copy = Buffer.from(bytes);
+    // The disk puts other sectors in their place.
+    for (let at = Math.ceil(offset / PAGE_BYTES); (at + 1) * PAGE_BYTES <= offset + bytes.byteLength; at++)
+      this.#unreadable().delete(at);
     if (this.#disk.usedPages() + Math.ceil(bytes.byteLength / PAGE_BYTES) > this.#disk.capacityPages)
       throw Object.assign(new Error('simulated: no space'), { code: 'ENOSPC' });
     this.#change((contents, keeps) => {
@@ -317,14 +333,18 @@ function folderOf(name: string): string {
   return name.includes('/') ? name.slice(0, name.lastIndexOf('/')) : '';
 }
 
+function refuseUnreadable(bad: ReadonlySet<number>, offset: number, lengthBytes: number): void {
+  for (let at = offset - (offset % PAGE_BYTES); at < offset + lengthBytes; at += PAGE_BYTES)
+    if (bad.has(at / PAGE_BYTES)) throw Object.assign(new Error('simulated bad block'), { code: 'EIO' });
+}
+
 /** Bytes in memory as a source. Blocks in `bad` cannot be read. */
 export function memorySource(bytes: Buffer, bad: ReadonlySet<number> = new Set()): ReadableFile {
   return {
     handle: undefined,
     pread: (into, offset) => {
       const count = Math.max(0, Math.min(into.byteLength, bytes.byteLength - offset));
-      for (let at = offset - (offset % PAGE_BYTES); at < offset + count; at += PAGE_BYTES)
-        if (bad.has(at / PAGE_BYTES)) throw Object.assign(new Error('simulated bad block'), { code: 'EIO' });
+      refuseUnreadable(bad, offset, count);
       into.set(bytes.subarray(offset, offset + count));
       return count;
     },

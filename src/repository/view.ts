@@ -6,8 +6,8 @@ import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
 import { spansOf } from './bits.js';
 import { CHECKSUM_BYTES } from './checksum.js';
 import { checksumOffset, type DeltaShape, regionEntries } from './delta.js';
-import { type ReadableFile, readPadded } from './files.js';
-import { readPage } from './jobs-common.js';
+import { type ReadableFile, readMarked } from './files.js';
+import { readMarkedPage } from './jobs-common.js';
 import { blocksInRegion, REGION_BLOCKS, REGION_BYTES } from './layout.js';
 
 /** What reading a version takes; can be handed to other threads, the files beside it. */
@@ -44,13 +44,13 @@ export class View {
   /** Fills `page` with the checksums of a region. */
   readChecksums(region: number, page: Buffer): void {
     const origins = this.#resolve(region);
-    readPage(this.#files.checksums, region, page);
+    readMarkedPage(this.#files.checksums, region, page);
     page.fill(0, origins.count * CHECKSUM_BYTES);
     this.#forRuns(origins, (file, shape, place, block, count) => {
       const at = block * CHECKSUM_BYTES;
       const bytes = page.subarray(at, at + count * CHECKSUM_BYTES);
       if (place === shape.zeroPlace) bytes.fill(0);
-      else readPadded(file, bytes, checksumOffset(shape, place));
+      else readMarked(file, bytes, checksumOffset(shape, place));
     });
   }
 
@@ -64,7 +64,7 @@ export class View {
     data.fill(0);
     for (const { start, end: last } of isHole ? [] : fromImage) {
       const bytes = data.subarray(start * BLOCK_SIZE_BYTES, last * BLOCK_SIZE_BYTES);
-      readPadded(this.#files.image, bytes, offset + start * BLOCK_SIZE_BYTES);
+      readMarked(this.#files.image, bytes, offset + start * BLOCK_SIZE_BYTES);
     }
     this.#forRuns(origins, (file, shape, place, block, count) => {
       const at = block * BLOCK_SIZE_BYTES;
@@ -72,7 +72,7 @@ export class View {
       if (place === shape.zeroPlace) bytes.fill(0);
       else {
         const packed = this.#packed.subarray(0, bytes.byteLength);
-        readPadded(file, packed, place * BLOCK_SIZE_BYTES);
+        readMarked(file, packed, place * BLOCK_SIZE_BYTES);
         packed.copy(bytes);
       }
     });
