@@ -252,7 +252,6 @@ async function makeVersion(
   options: BackupOptions,
 ): Promise<BackupSummary> {
   const result = await createVersion(held, source, versionOptions(held, pool, chosen, options));
-  chosen.committed?.();
   const summary = await finishVersion(held, result, chosen, options);
   const { engine } = chosen;
   if (options.live?.freezeTimeoutSeconds !== undefined && engine !== 'live')
@@ -266,15 +265,29 @@ async function makeVersion(
 export async function finishVersion(
   held: Repository,
   result: UpdateResult,
-  { engine, freezeMs }: Chosen,
+  { engine, freezeMs, committed }: Chosen,
   options: BackupOptions,
 ): Promise<BackupSummary> {
+  const problems = tellCommitted(committed);
   const dropped = await dropOld(held, result.version.number, options);
   const summary = { ...summaryOf(held, result, dropped), freezeMs };
+  summary.warnings.push(...problems);
   const { preFreeze, postThaw } = options.hooks ?? {};
   if ((preFreeze ?? postThaw) !== undefined && (engine === 'scan' || (engine === 'driver' && freezeMs === 0)))
     summary.warnings.push('the hooks were not run: no snapshot was taken');
   return summary;
+}
+
+/** The version counts by now: what its engine cannot note of it is no failure of the backup. */
+function tellCommitted(committed: Chosen['committed']): string[] {
+  try {
+    committed?.();
+    return [];
+  } catch (error) {
+    return [
+      `that the version was made could not be noted for the next one, which finds out by itself: ${messageOf(error)}`,
+    ];
+  }
 }
 
 /** A virtual machine or a mount that runs from the image must not have it changed underneath. */

@@ -35,6 +35,7 @@ export interface DeviceStart {
 }
 
 export type DeviceAnswer =
+  | { opened: true }
   | { node: string; version: number | null; pid: number }
   | { error: { code: string; message: string; outcome: Outcome } };
 
@@ -104,6 +105,7 @@ async function main(start: DeviceStart): Promise<void> {
   const leave = (): never => process.exit(1);
   process.on('disconnect', leave);
   const opened = await open(start);
+  process.send?.({ opened: true } satisfies DeviceAnswer, undefined, undefined, () => undefined);
   process.off('disconnect', leave);
   const fuseFd = libc.open('/dev/fuse', libc.O_RDWR + libc.O_NONBLOCK);
   const stop = new Int32Array(new SharedArrayBuffer(4));

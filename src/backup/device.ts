@@ -19,6 +19,8 @@ import { parseVersionName } from './repository-at.js';
 import { realPathOf } from './scan-source.js';
 import { snapshotNode } from './snapshots.js';
 
+/** The index and the checksums of every later version are read before an old one can be looked into. */
+const OPEN_TIMEOUT_MS = 3_600_000;
 const START_TIMEOUT_MS = 30_000;
 /** Of a timer. */
 const TIMEOUT_MS_MAX = 2 ** 31 - 1;
@@ -43,6 +45,7 @@ export interface VersionDevice {
 }
 
 const Answer = v.union([
+  v.object({ opened: v.literal(true) }),
   v.object({ node: v.string(), version: v.nullable(v.number()) }),
   v.object({
     error: v.object({ code: v.string(), message: v.string(), outcome: v.picklist(['refused', 'failed', 'partial']) }),
@@ -97,7 +100,7 @@ async function start(name: string, options: DeviceOptions): Promise<Started> {
       });
     return { device: node, version, leave };
   } catch (error) {
-    child.kill('SIGKILL');
+    // It hears that nobody wants it, and takes down what it has made: killed, it would leave a loop device on a dead file.
     letGo(child);
     throw error;
   }
@@ -117,15 +120,20 @@ function answerOf(
   return new Promise((done, reject) => {
     const fail = (why: string): void =>
       reject(new CowbirdError('EIO', `The device could not be made: ${why}`, { outcome: 'failed' }));
-    const timeoutMs = Math.min(START_TIMEOUT_MS + waitMs, TIMEOUT_MS_MAX);
-    const timer = setTimeout(() => fail(`nothing within ${timeoutMs / 1000} s`), timeoutMs);
-    const onAbort = (): void => reject(new CowbirdError('EINTR', 'Interrupted: no device was made'));
+    const timed = (timeoutMs: number): NodeJS.Timeout =>
+      setTimeout(() => fail(`nothing within ${timeoutMs / 1000} s`), timeoutMs);
+    let timer = timed(Math.min(OPEN_TIMEOUT_MS + waitMs, TIMEOUT_MS_MAX));
+    const onAbort = (): void => {
+      clearTimeout(timer);
+      reject(new CowbirdError('EINTR', 'Interrupted: no device was made'));
+    };
     signal?.addEventListener('abort', onAbort, { once: true });
     if (signal?.aborted === true) onAbort();
-    child.once('message', (message) => {
+    child.on('message', (message) => {
       clearTimeout(timer);
       const answer = v.safeParse(Answer, message);
       if (!answer.success) fail('its process answered strangely');
+      else if ('opened' in answer.output) timer = timed(START_TIMEOUT_MS);
       else if ('node' in answer.output) done(answer.output);
       else {
         const { code, message: text, outcome } = answer.output.error;

@@ -69,7 +69,7 @@ export async function openDriverSources(
   hooks: Hooks,
   client: ClientOptions,
 ): Promise<DriverSource[]> {
-  const { snapshots, freezeMs, warnings } = await takeSnapshots(requests, hooks, client);
+  const { snapshots, at: instant, freezeMs, warnings } = await takeSnapshots(requests, hooks, client);
   const opened: DriverSource[] = [];
   let at = 0;
   try {
@@ -77,7 +77,7 @@ export async function openDriverSources(
       at = i;
       const taken = snapshots[i];
       assert(taken !== undefined, 'every request has its snapshot');
-      const source = await openSnapshot(request, taken, client);
+      const source = await openSnapshot(request, { ...taken, instant }, client);
       opened.push({ ...source, freezeMs, warnings: [...warnings, ...source.warnings] });
     }
     return opened;
@@ -94,7 +94,7 @@ export async function openDriverSources(
 
 async function openSnapshot(
   request: DriverRequest,
-  taken: TakenSnapshot,
+  taken: TakenSnapshot & { instant: Date },
   client: ClientOptions,
 ): Promise<Omit<DriverSource, 'freezeMs'>> {
   let file: PageFile | undefined;
@@ -120,6 +120,7 @@ async function openSnapshot(
       file,
       candidates: listed.candidates,
       used,
+      instant: () => taken.instant,
       confirm: () => requireSnapshot(taken, client),
     };
     return { source, reason: listed.reason, token: tokenOf(taken), node, warnings, end };

@@ -28,7 +28,7 @@ import type { BackupSource } from '../repository/source.js';
 import { belowDisk } from '../sys/below.js';
 import { deviceNumber } from '../sys/blkdev.js';
 import { DirectReader } from '../sys/direct-reader.js';
-import { CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
+import { assert, CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
 import { PageFile } from '../sys/page-file.js';
 import { doubted, LivePasses } from './live-source.js';
 import { type Survey, surveyDisk } from './live-survey.js';
@@ -239,6 +239,11 @@ export function openLiveSource(request: LiveRequest): LiveSource {
       used,
       candidates: isListed ? first.bytes : undefined,
       nextPass: passes.nextPass,
+      instant: () => {
+        const instant = passes?.instant;
+        assert(instant !== undefined, 'the passes end with a freeze');
+        return instant;
+      },
       confirm: () => {
         const doubt = tracking.doubt();
         if (doubt !== undefined) throw doubted(disk.node, doubt);

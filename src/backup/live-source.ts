@@ -74,6 +74,8 @@ export class LivePasses {
   freezeMs = 0;
   /** What was read during the freeze. */
   restBytes = 0;
+  /** When the disk was what was read of it. */
+  instant: Date | undefined;
   readonly problems: string[] = [];
 
   constructor(parts: LiveParts) {
@@ -139,7 +141,7 @@ export class LivePasses {
     const { standstill, onFrozen } = this.#parts;
     this.#isAhead = false;
     const own: { attempt: Attempt; aheadBlocks: number } = { attempt: 'others', aheadBlocks: Number.POSITIVE_INFINITY };
-    const { outcome, freezeMs, problem } = await standstill.attempt({
+    const { outcome, at, freezeMs, problem } = await standstill.attempt({
       ahead: () => {
         const before = own.aheadBlocks;
         own.aheadBlocks = this.#readNew() ?? 0;
@@ -155,6 +157,7 @@ export class LivePasses {
     if (outcome === 'early') return undefined;
     this.#freezes++;
     this.freezeMs += freezeMs;
+    this.instant = at;
     if (problem !== undefined) this.problems.push(problem);
     const attempt = outcome === 'not done' && own.attempt === 'whole' ? 'others' : own.attempt;
     // Not before: it looks at the whole of the disk's bits.

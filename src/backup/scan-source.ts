@@ -11,7 +11,10 @@ import { boundLoops, deviceNumber, deviceNumbersOn, sysfsName } from '../sys/blk
 import { CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
 import { tryLockImage } from '../sys/fsfile.js';
 import { allMounts } from '../sys/mounts.js';
-import { PageFile } from '../sys/page-file.js';
+import { allocatePages, PageFile } from '../sys/page-file.js';
+
+/** For what a disk begins with: O_DIRECT takes whole pages only. Made once, for it is never given back. */
+let headPages: Buffer | undefined;
 
 export interface OpenSource extends BackupSource {
   close(): void;
@@ -34,9 +37,9 @@ export function openScanSource(path: string): OpenSource {
     file = stats.isFile() ? PageFile.open(real, 'read') : claimDevice(real, stats.rdev);
     const sizeBytes = file.sizeBytes();
     if (sizeBytes === 0) throw new CowbirdError('EINVAL', `${path} is empty: there is nothing to back up`);
-    const head = Buffer.alloc(HEAD_BYTES);
-    readPadded(file, head, 0);
-    const signature = signatureOf(head);
+    headPages ??= allocatePages(HEAD_BYTES);
+    readPadded(file, headPages, 0);
+    const signature = signatureOf(headPages);
     if (signature?.name === 'a qcow2 image')
       throw new CowbirdError(
         'EINVAL',
@@ -124,9 +127,13 @@ function openForLock(path: string): { fd: number; writable: boolean } {
   }
 }
 
+/**
+ * What the page cache has of a disk may be older than what is on it: a file system that was mounted meanwhile has written past it, and
+ * whoever has the node open has kept it. So nothing is read from there.
+ */
 function claimDevice(path: string, rdev: number): PageFile {
   try {
-    return PageFile.open(path, 'read', true);
+    return PageFile.openUncached(path, true);
   } catch (error) {
     throw claimError(
       path,

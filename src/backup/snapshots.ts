@@ -57,6 +57,8 @@ export interface TakenSnapshot extends Sequence {
 export interface TakenSnapshots {
   /** In the order of the requests. */
   snapshots: TakenSnapshot[];
+  /** When they were taken. */
+  at: Date;
   /** How long the file systems stood still; null where the daemon could not say. */
   freezeMs: number | null;
   /** What of it did not succeed, in words. */
@@ -127,6 +129,7 @@ interface Ready {
 }
 
 interface Times {
+  at: Date;
   freezeMs: number | null;
   warnings: string[];
 }
@@ -205,11 +208,12 @@ function nextSnapshots(ready: readonly Ready[], hooks: Hooks, client: ClientOpti
 
 async function timesOf(action: () => Promise<TakenTogether>): Promise<Times> {
   try {
-    return { freezeMs: (await action()).freezeMs, warnings: [] };
+    const { freezeMs } = await action();
+    return { at: new Date(), freezeMs, warnings: [] };
   } catch (error) {
     // The snapshots are there. That a list of changes could not be written shows again when it is read.
     if (!(error instanceof CowbirdError) || error.outcome !== 'partial') throw error;
-    return { freezeMs: null, warnings: [error.message] };
+    return { at: new Date(), freezeMs: null, warnings: [error.message] };
   }
 }
 

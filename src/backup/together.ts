@@ -284,7 +284,6 @@ async function makeVersions(
     const parts = await prepareAll(works, { pool, standstill }, id, options);
     const results = await commitTogether(id, parts);
     isMade = true;
-    for (const { chosen } of works) chosen?.committed?.();
     for (const [i, { pair, held, chosen, live }] of works.entries()) {
       const result = results[i];
       assert(held !== undefined && chosen !== undefined && result !== undefined, 'every pair has its version');

@@ -54,8 +54,11 @@ describe('the standstill of several disks', () => {
     await turns();
     assert.equal(freezer.freezes, 0);
     const second = standstill.member().attempt(work(did('b')));
-    const expected: Attempted = { outcome: 'done', freezeMs: 7, problem: 'the hook failed' };
-    assert.deepEqual(await Promise.all([first, second]), [expected, { ...expected, problem: undefined }]);
+    const [one, other] = await Promise.all([first, second]);
+    const expected: Attempted = { outcome: 'done', at: one.at, freezeMs: 7, problem: 'the hook failed' };
+    assert.ok(one.at instanceof Date);
+    // Of one instant, and so of one time.
+    assert.deepEqual([one, other], [expected, { ...expected, problem: undefined }]);
     assert.deepEqual([freezer.freezes, order], [1, ['a', 'b']]);
   });
 

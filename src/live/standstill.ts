@@ -29,6 +29,8 @@ export interface FrozenWork {
 export interface Attempted {
   /** `early`: nothing was frozen, the action not called; it is to be tried again with less left to do. */
   outcome: 'done' | 'not done' | 'early';
+  /** When everything stood still; the same for all disks of one instant. Undefined where nothing did. */
+  at: Date | undefined;
   freezeMs: number;
   /** What was wrong with `post-thaw`. */
   problem: string | undefined;
@@ -39,10 +41,21 @@ export function aloneWith(freezer: Freezer): Standstill {
   return {
     sync: () => freezer.sync(),
     attempt: async ({ ahead, frozen }) => {
-      const { result, freezeMs, problem } = await freezer.frozen(frozen, ahead);
-      return { outcome: result ? 'done' : 'not done', freezeMs, problem };
+      const noted = noting(frozen);
+      const { result, freezeMs, problem } = await freezer.frozen(noted.work, ahead);
+      return { outcome: result ? 'done' : 'not done', at: noted.at(), freezeMs, problem };
     },
   };
+}
+
+/** Work that notes when it was last done. */
+function noting(work: () => boolean): { work: () => boolean; at: () => Date | undefined } {
+  let at: Date | undefined;
+  const noted = (): boolean => {
+    at = new Date();
+    return work();
+  };
+  return { work: noted, at: () => at };
 }
 
 /** Who has waited longer than this reads once more what was written meanwhile. */
@@ -110,19 +123,20 @@ export class SharedStandstill {
     if (late.length > 0 && this.#rounds < ROUNDS_MAX) {
       this.#rounds++;
       this.#waiting = this.#waiting.filter((each) => !isLate(each));
-      for (const { resolve } of late) resolve({ outcome: 'early', freezeMs: 0, problem: undefined });
+      for (const { resolve } of late) resolve({ outcome: 'early', at: undefined, freezeMs: 0, problem: undefined });
       return;
     }
     this.#rounds = 0;
     const all = this.#waiting.splice(0);
     try {
       // One that does not get what it wants ends it: the freeze is not longer than it has to be.
-      const { result, freezeMs, problem } = await this.#freezer.frozen(
-        () => all.every(({ work }) => work.frozen()),
-        () => all.map(({ work }) => work.ahead()).includes(true),
+      const noted = noting(() => all.every(({ work }) => work.frozen()));
+      const { result, freezeMs, problem } = await this.#freezer.frozen(noted.work, () =>
+        all.map(({ work }) => work.ahead()).includes(true),
       );
+      const at = noted.at();
       for (const [i, { resolve }] of all.entries())
-        resolve({ outcome: result ? 'done' : 'not done', freezeMs, problem: i === 0 ? problem : undefined });
+        resolve({ outcome: result ? 'done' : 'not done', at, freezeMs, problem: i === 0 ? problem : undefined });
     } catch (error) {
       for (const { reject } of all) reject(error);
     }

@@ -55,6 +55,24 @@ describe(`a source (COWBIRD_SEED=${SEED})`, () => {
     await expectOneOf(files, [versions], 'written meanwhile');
   });
 
+  it('gives its version the time of its instant, which may be long after it was begun', async () => {
+    for (const count of [0, 1]) {
+      const { disk, versions } = await diskWith(count, SEED);
+      const bytes = changed(versions.get(1) ?? Buffer.alloc(SIZE_BYTES), randomFrom(SEED), 9);
+      const repository = await Repository.open(new SimulatedFiles(disk), 'write', { mayBegin: true });
+      let passes = 0;
+      const nextPass = async (): Promise<undefined> => {
+        passes++;
+        return undefined;
+      };
+      const instant = (): Date => new Date(passes * 3_600_000);
+      const source = { sizeBytes: bytes.byteLength, identity: IDENTITY, file: memorySource(bytes), nextPass, instant };
+      const { version } = await createVersion(repository, source, updateOptions());
+      repository.close();
+      assert.equal(version.time, '1970-01-01T01:00:00.000Z', `version ${count + 1}`);
+    }
+  });
+
   it('reads only what may differ and what is in use, where the engine knows', async () => {
     const { disk, versions } = await diskWith(1, SEED);
     const files = new SimulatedFiles(disk);

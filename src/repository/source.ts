@@ -32,6 +32,8 @@ export interface BackupSource {
    * and undefined when what was read is one state.
    */
   readonly nextPass?: (() => Promise<Pass | undefined>) | undefined;
+  /** When the source was what was read of it: asked when all was. Undefined: any time of the reading will do. */
+  readonly instant?: (() => Date) | undefined;
   /**
    * Called when all was read, before the commit. Throws where what was read is not one state: the source was written
    * meanwhile, or its snapshot failed. Then there is no version.

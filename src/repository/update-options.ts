@@ -15,6 +15,7 @@ export interface UpdateOptions {
   skipBadBlocks: boolean;
   continuityToken?: string | null;
   togetherId?: string | null;
+  /** Of the version, where its source has no instant of its own. */
   time: Date;
   run: RunJob;
   signal?: AbortSignal | undefined;

@@ -356,7 +356,7 @@ function versionFrom(
 ): VersionRecord {
   return {
     number,
-    time: options.time.toISOString(),
+    time: (source.instant?.() ?? options.time).toISOString(),
     sizeBytes: source.sizeBytes,
     engine: options.engine,
     reason: options.reason,
