@@ -30,6 +30,8 @@ export interface WritableFile extends ReadableFile {
   pwrite(bytes: Uint8Array, offset: number): void;
   /** Makes a range read as zeros and gives its space back where possible. */
   punch(offset: number, lengthBytes: number): void;
+  /** Makes a range read as zeros and keeps its space where possible: what it had can be written there again on a full disk. */
+  zero(offset: number, lengthBytes: number): void;
   truncate(lengthBytes: number): void;
   fsync(): void;
   /** Takes what is durable out of the page cache; advice only. */

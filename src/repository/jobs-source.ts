@@ -140,6 +140,8 @@ export interface ApplySpec extends SourceSpec {
   kind: 'apply';
   changed: Uint8Array;
   heal: Uint8Array | undefined;
+  /** What was there may have to be written again: what becomes zeros keeps its space until it is known that it has not. */
+  mayBeTakenBack: boolean;
 }
 
 export function applyJob(spec: ApplySpec, context: JobContext): RegionTask {
@@ -172,7 +174,9 @@ export function applyJob(spec: ApplySpec, context: JobContext): RegionTask {
       totals.bytesWritten += writeBlocks(image, scratch.data, region, span, spec.sizeBytes);
     for (const { start, end } of spansOf(count, (block) => isWritten(block) && isZeroChecksum(page, block))) {
       const from = (first + start) * BLOCK_SIZE_BYTES;
-      image.punch(from, Math.min((first + end) * BLOCK_SIZE_BYTES, spec.sizeBytes) - from);
+      const lengthBytes = Math.min((first + end) * BLOCK_SIZE_BYTES, spec.sizeBytes) - from;
+      if (spec.mayBeTakenBack) image.zero(from, lengthBytes);
+      else image.punch(from, lengthBytes);
     }
     writePage(checksums, region, page, spec.sizeBytes);
   };

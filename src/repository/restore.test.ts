@@ -23,6 +23,7 @@ function failing(file: WritableFile, block: number): WritableFile {
       return count;
     },
     pwrite: (bytes, offset) => file.pwrite(bytes, offset),
+    zero: (offset, lengthBytes) => file.zero(offset, lengthBytes),
     punch: (offset, lengthBytes) => file.punch(offset, lengthBytes),
     truncate: (lengthBytes) => file.truncate(lengthBytes),
     fsync: () => file.fsync(),

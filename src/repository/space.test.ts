@@ -34,6 +34,39 @@ describe(`a repository with little room (COWBIRD_SEED=${SEED})`, () => {
     assert.ok(refused > 5, `${refused} times too full`);
   });
 
+  it('takes an update back on a disk that is full by then, whatever of its contents became zeros', async () => {
+    const { disk: start, versions } = await diskWith(2, SEED);
+    const next = Buffer.from(versions.get(2) ?? Buffer.alloc(0));
+    next.fill(0, 0, Math.floor(next.byteLength / 2));
+    const both = [versions, new Map([...versions, [3, next]])];
+    let cuts = 0;
+    for (let cutAt = 1; ; cutAt += 2) {
+      const disk = start.copy();
+      disk.cutAt = cutAt;
+      const made = await backUp(new SimulatedFiles(disk), next).then(
+        () => true,
+        () => false,
+      );
+      if (made) break;
+      cuts++;
+      disk.reboot(randomFrom(SEED + cutAt));
+      // Others have taken all but what a manifest needs.
+      disk.capacityPages = disk.usedPages() + 4;
+      await expectOneOf(new SimulatedFiles(disk), both, `cut at effect ${cutAt}`);
+    }
+    assert.ok(cuts > 20, `${cuts} cuts`);
+  });
+
+  it('gives the space of what became zeros back when the version counts', async () => {
+    const { disk, versions } = await diskWith(1, SEED);
+    const files = new SimulatedFiles(disk);
+    const [first = Buffer.alloc(0)] = versions.values();
+    await backUp(files, Buffer.alloc(first.byteLength));
+    const image = files.open('image', 'read');
+    assert.equal(image.nextData(0, first.byteLength), first.byteLength, 'the image is one hole');
+    image.close();
+  });
+
   it('says before it writes how much space is missing', async () => {
     const { disk, versions } = await diskWith(1, SEED);
     const files = new SimulatedFiles(disk);

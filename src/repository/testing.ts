@@ -184,7 +184,7 @@ class SimulatedFile implements WritableFile {
     // The disk puts other sectors in their place.
     for (let at = Math.ceil(offset / PAGE_BYTES); (at + 1) * PAGE_BYTES <= offset + bytes.byteLength; at++)
       this.#unreadable().delete(at);
-    if (this.#disk.usedPages() + Math.ceil(bytes.byteLength / PAGE_BYTES) > this.#disk.capacityPages)
+    if (this.#disk.usedPages() + this.#newPages(offset, bytes.byteLength) > this.#disk.capacityPages)
       throw Object.assign(new Error('simulated: no space'), { code: 'ENOSPC' });
     this.#change((contents, keeps) => {
       for (let at = 0; at < copy.byteLength; ) {
@@ -195,11 +195,29 @@ class SimulatedFile implements WritableFile {
     });
   }
 
+  /** Pages that a write would take, beside those that the file has. */
+  #newPages(offset: number, lengthBytes: number): number {
+    let count = 0;
+    for (let page = Math.floor(offset / PAGE_BYTES); page * PAGE_BYTES < offset + lengthBytes; page++)
+      if (!this.#inode.current.pages.has(page)) count++;
+    return count;
+  }
+
   punch(offset: number, lengthBytes: number): void {
     this.#change((contents, keeps) => {
       for (let at = offset; at < offset + lengthBytes; ) {
         const piece = Math.min(PAGE_BYTES - (at % PAGE_BYTES), offset + lengthBytes - at);
         if (keeps()) contents.zero(at, at + piece);
+        at += piece;
+      }
+    });
+  }
+
+  zero(offset: number, lengthBytes: number): void {
+    this.#change((contents, keeps) => {
+      for (let at = offset; at < offset + lengthBytes; ) {
+        const piece = Math.min(PAGE_BYTES - (at % PAGE_BYTES), offset + lengthBytes - at);
+        if (keeps()) contents.write(Buffer.alloc(piece), at);
         at += piece;
       }
     });

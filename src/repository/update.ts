@@ -13,7 +13,8 @@
  *   2. image → image.updating, fsync of the folder: from here on a cut is rolled back
  *   3. image and checksums are written, fsync of both; history/M.used of the new version M, fsync, fsync of its folder
  *   4. manifest.new, fsync, → manifest, fsync of the folder: committed
- *   5. as 3 of the first; history/N.used is removed
+ *   5. what became zeros gives its space back, which it has kept so that it can be written again on a disk that is full by then
+ *   6. as 3 of the first; history/N.used is removed
  *
  * A source that goes on being written is read in passes (passes.ts): the first version's to its image in step 1, a later
  * one's to a file aside before step 0, so that from there on it is a source like any other.
@@ -44,6 +45,7 @@ import {
   withUsedAgain,
   writeUsedMap,
 } from './used-map.js';
+import { punchZeros, type Zeroed } from './zeroed.js';
 
 export interface UpdateResult {
   version: VersionRecord;
@@ -112,10 +114,11 @@ export async function prepareVersion(
       manifest === undefined
         ? await firstVersion(repository, source, options)
         : await nextVersion(repository, manifest, source, options);
-    const { manifest: next, result, isSound } = written;
+    const { manifest: next, result, isSound, zeroed } = written;
     const confirm = async (): Promise<void> => source.confirm?.();
     const count = (): UpdateResult => {
       repository.commit(next);
+      if (zeroed !== undefined) punchZeros(repository.files, zeroed, result.version.sizeBytes);
       nameImage(repository.files);
       repository.seal(isSound);
       if (manifest !== undefined) removeUsedMap(repository.files, newestOf(manifest).number);
@@ -145,6 +148,8 @@ interface Written {
   result: UpdateResult;
   /** Of an image that others wrote: all of it was made good, which wants every block to be read. */
   isSound: boolean;
+  /** Has kept its space so far. */
+  zeroed?: Zeroed;
 }
 
 /** Makes the repository whole after a failure, and returns the error to be thrown. */
@@ -307,6 +312,7 @@ async function updateImage(
     used: usedOf(source, options),
     changed: plan.changed,
     heal: plan.heal,
+    mayBeTakenBack: true,
   } as const;
   const chosen = regionsWith(regionCount(source.sizeBytes), plan.changed, plan.heal);
   const applied = await options.run(
@@ -344,6 +350,7 @@ async function updateImage(
     manifest: { ...manifest, lastNumber: version.number, image: null, versions },
     result: { version, damagedBlocks, imageWasForeign: checkImage },
     isSound: !checkImage || version.skipped.length === 0,
+    zeroed: { chosen, changed: plan.changed },
   };
 }
 

@@ -60,6 +60,7 @@ type Transfer = (fd: number, bytes: Uint8Array, from: number, lengthBytes: numbe
 export class PageFile {
   readonly handle: PageFileHandle;
   #punches = true;
+  #zeroes = true;
   #direct = true;
   #isRandom = false;
 
@@ -149,16 +150,28 @@ export class PageFile {
     }
   }
 
+  /** Makes a range read as zeros, and keeps its space, where the file system can do that; else as {@link punch}. */
+  zero(offset: number, lengthBytes: number): void {
+    if (this.#zeroes) this.#zeroes = this.#fallocate(libc.FALLOC_FL_ZERO_RANGE, offset, lengthBytes);
+    if (!this.#zeroes) this.punch(offset, lengthBytes);
+  }
+
+  /** False where the file system does not know this kind of it. */
+  #fallocate(kind: number, offset: number, lengthBytes: number): boolean {
+    assert(lengthBytes > 0, `zeros for ${lengthBytes} bytes`);
+    for (;;) {
+      if (!this.handle.isFile) return false;
+      if (libc.fast.fallocate(this.handle.fd, libc.FALLOC_FL_KEEP_SIZE + kind, offset, lengthBytes) === 0) return true;
+      const errno = libc.lastErrno();
+      if (errno === EOPNOTSUPP) return false;
+      if (errno !== EINTR) throw new SystemError('fallocate', errno, `${offset}+${lengthBytes}`);
+    }
+  }
+
   /** Makes a range read as zeros; its space is given back where the file system can do that. */
   punch(offset: number, lengthBytes: number): void {
-    assert(lengthBytes > 0, `a hole of ${lengthBytes} bytes`);
-    const mode = libc.FALLOC_FL_KEEP_SIZE + libc.FALLOC_FL_PUNCH_HOLE;
-    while (this.#punches && this.handle.isFile) {
-      if (libc.fast.fallocate(this.handle.fd, mode, offset, lengthBytes) === 0) return;
-      const errno = libc.lastErrno();
-      if (errno === EOPNOTSUPP) this.#punches = false;
-      else if (errno !== EINTR) throw new SystemError('fallocate', errno, `${offset}+${lengthBytes}`);
-    }
+    if (this.#punches) this.#punches = this.#fallocate(libc.FALLOC_FL_PUNCH_HOLE, offset, lengthBytes);
+    if (this.#punches) return;
     const zeros = Buffer.alloc(Math.min(lengthBytes, 1_048_576));
     for (let at = 0; at < lengthBytes; at += zeros.byteLength)
       this.pwrite(zeros.subarray(0, Math.min(zeros.byteLength, lengthBytes - at)), offset + at);
