@@ -1,21 +1,11 @@
 /** Backups of attached volumes where the list of changes cannot be trusted: contents are compared, in the same chain, and it is said. */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import * as cowbird from '../src/index.js';
-import {
-  type Made,
-  mountedVolume,
-  overwrite,
-  ownFiles,
-  PAYLOAD_MIB,
-  restored,
-  wholeBackup,
-} from './backup-scenarios.js';
+import { type Made, mountedVolume, ownFiles, PAYLOAD_MIB, restored, wholeBackup } from './backup-scenarios.js';
 import { crash } from './harness.js';
-import { CANNOT, copy, digestOf, fill, Lab, MIB, run, succeeds, until } from './lab.js';
+import { CANNOT, digestOf, fill, Lab, MIB, run, succeeds, until } from './lab.js';
 
 const VOLUME_BYTES = 64 * MIB;
 
@@ -70,29 +60,4 @@ test('a backup whose list of changes was removed compares contents, says why, an
     at,
     /^contents were compared: the list of changes since snapshot 1 is gone/,
   );
-});
-
-test('a backup of an unmounted volume reads what is on it, not what somebody has of it in the page cache', {
-  skip: CANNOT,
-}, async (t) => {
-  const lab = new Lab(t);
-  const { at, node } = await mountedVolume(lab, 'disk', 'ext4', VOLUME_BYTES, PAYLOAD_MIB);
-  const [repository, link] = [lab.path('repository'), lab.link('disk')];
-  await wholeBackup(lab, link, repository);
-  // Whoever keeps it open keeps the pages, and the file system writes past them.
-  const holder = spawn('sh', ['-c', 'exec 3<"$0"; cat <&3 >/dev/null; echo read; exec sleep 120', node], {
-    stdio: ['ignore', 'pipe', 'ignore'],
-  });
-  lab.onEnd(async () => {
-    holder.kill('SIGKILL');
-    await once(holder, 'exit');
-  });
-  await once(holder.stdout, 'data');
-  overwrite(join(at, 'payload'), 200);
-  await run('umount', at);
-  const made = await cowbird.backup(link, repository, { whole: true, client: lab.client });
-  assert.match(made.reason, /^the driver lists/);
-  const now = lab.path('now.img');
-  await copy(node, now);
-  assert.equal(digestOf(join(repository, 'image')), digestOf(now));
 });

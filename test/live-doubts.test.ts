@@ -31,7 +31,7 @@ test('a live backup after its tracking was ended, and after the disk has grown, 
   const { at, node, image, repository } = disk;
   await fill(join(at, 'kept'), 6);
   await fill(join(at, 'removed'), 6);
-  assert.equal((await rightVersion(disk)).reason, 'the disk is in use');
+  assert.match((await rightVersion(disk)).reason, /the disk is in use$/);
 
   await cowbird.untrack(node, undefined, lab.client);
   await fill(join(at, 'kept'), 3);
@@ -45,7 +45,7 @@ test('a live backup after its tracking was ended, and after the disk has grown, 
 
   await run('truncate', '-s', String(GROWN_BYTES), image);
   await run('losetup', '-c', node);
-  await run('resize2fs', node);
+  await run('dd', 'if=/dev/urandom', `of=${node}`, 'bs=1M', 'seek=140', 'count=5', 'oflag=direct', 'conv=notrunc');
   await fill(join(at, 'behind'), 20);
   const grown = await rightVersion(disk);
   assert.deepEqual([grown.version, grown.sizeBytes], [4, GROWN_BYTES]);
