@@ -70,15 +70,15 @@ function machineText(machine: Machine): string {
 function barsSection(results: Results): string[] {
   const rows = judgeAll(results).map((judged): Row => {
     const { text, spread, bound, kind, unit } = judged;
-    const digits = unit === '' ? 2 : 0;
+    const digits = unit === '' || !Number.isInteger(bound) ? 2 : 0;
     const suffix = unit === '' ? '' : ` ${unit}`;
     const wanted = `${kind === 'atLeast' ? '≥' : '≤'} ${round(bound, digits)}${suffix}`;
     const got = spread === undefined ? 'not measured' : `${round(spread.median, digits)}${suffix}`;
-    return [text, wanted, got, spreadText(spread, digits), verdict(judged)];
+    return [text, wanted, got, spreadText(spread, digits), `${spread?.count ?? 0}`, verdict(judged)];
   });
   return [
     '## Bars',
-    table(['median of the ratios of each round', 'asked', 'median', 'min / quartiles / max', ''], rows),
+    table(['median of the ratios of each round', 'asked', 'median', 'min / quartiles / max', 'measured', ''], rows),
   ];
 }
 
