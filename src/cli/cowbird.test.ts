@@ -69,6 +69,36 @@ describe('cowbird', () => {
     }
   });
 
+  it('warns of a reload after which nothing goes on, and of no other', async () => {
+    const dormant = {
+      minor: 4,
+      cow_file: '/.cow1',
+      block_device: '/dev/loop3',
+      max_cache: 1,
+      fallocate: 1,
+      state: 2,
+      version: 1,
+      nr_changed_blocks: 0,
+    };
+    for (const [status, words] of [
+      [dormant, ''],
+      [
+        { ...dormant, error: -22, error_reason: 'the COW file is unclean' },
+        'cowbird: warning: minor 4 does not go on (the COW file is unclean): `cowbird destroy 4` makes room for a new series, whose first update compares contents\n',
+      ],
+    ] as const) {
+      const io = fakeIo({
+        reloadIncremental: async () => undefined,
+        info: async (minor) => {
+          assert.equal(minor, 4);
+          return { version: '0.0.0', devices: [status] };
+        },
+      });
+      assert.equal(await main(['reload-incremental', '/dev/loop3', '/.cow1', '4'], io), 0);
+      assert.equal(io.stderr, words);
+    }
+  });
+
   it('exits by what became of the system, and says code and message on stderr', async () => {
     const cases: ReadonlyArray<readonly [Outcome, number]> = [
       ['refused', 3],

@@ -92,6 +92,13 @@ function reload(operation: 'reloadSnapshot' | 'reloadIncremental'): Action {
     const cacheBytes = sizeOption(call, 'cache', BYTE);
     const options = cacheBytes === undefined ? {} : { cacheBytes };
     await call.library[operation](operand(call, 0), operand(call, 1), minor, options, call.client);
+    const { devices } = await call.library.info(minor, call.client);
+    // The minor is taken, as it is by the original: what is on the disk decides whether anything can be gone on with.
+    for (const { error, error_reason } of devices)
+      if (error !== undefined)
+        call.io.err(
+          `cowbird: warning: minor ${minor} does not go on (${error_reason ?? `error ${error}`}): \`cowbird destroy ${minor}\` makes room for a new series, whose first update compares contents\n`,
+        );
     return answer(call, {}, '');
   };
 }
