@@ -11,7 +11,8 @@ const LINE_CHARACTERS_MAX = 2_000;
 
 export function reportOutput(child: ChildProcess, who: 'engine' | 'helper', report: (event: EventInput) => void): void {
   for (const input of [child.stdout, child.stderr]) {
-    if (input === null) continue;
+    // A process that could not be started for want of descriptors has none, whatever its type says.
+    if (input == null) continue;
     // A pipe's end is all that there is to know of an error.
     input.on('error', () => undefined);
     createInterface({ input }).on('line', (line) =>

@@ -11,7 +11,13 @@ import { EngineKeeper } from './keeper.js';
 const LOOK_MS = 150;
 const START_MS_MAX = 5_000;
 
-const Message = v.object({ id: v.number(), call: v.optional(v.string()) });
+const Message = v.object({
+  id: v.number(),
+  call: v.optional(v.string()),
+  params: v.optional(v.looseObject({ operation: v.optional(v.string()) })),
+});
+/** The one operation that the engine of these tests survives. */
+const HARMLESS = 'getFreeMinor';
 
 /** A process that answers its start, and that a signal does not end at once: the kernel has a call of its in hand. */
 class FakeProcess extends ChildProcess {
@@ -21,9 +27,9 @@ class FakeProcess extends ChildProcess {
   override pid = 1;
 
   override send(message: unknown): boolean {
-    const { id, call } = v.parse(Message, message);
+    const { id, call, params } = v.parse(Message, message);
     setImmediate(() => {
-      if (call === 'request') {
+      if (call === 'request' && params?.operation !== HARMLESS) {
         // It dies in the middle of every operation, and whatever it had begun is undone by the next one.
         this.disconnects();
         this.exits();
@@ -46,13 +52,34 @@ class FakeProcess extends ChildProcess {
   }
 }
 
-async function withKeeper(action: (started: FakeProcess[], keeper: EngineKeeper) => Promise<void>): Promise<void> {
+/** How starting a process fails: by an exception (out of memory), or by an event of one that never was (out of descriptors). */
+type SpawnFailure = 'throws' | 'rejects';
+
+/** As Node leaves it: no process id, no channel, and no streams either. */
+function neverRan(): ChildProcess {
+  const child = new ChildProcess();
+  setImmediate(() => child.emit('error', new Error('spawn EMFILE')));
+  return child;
+}
+
+function fails(how: SpawnFailure): ChildProcess {
+  if (how === 'throws') throw new Error('spawn ENOMEM');
+  return neverRan();
+}
+
+async function withKeeper(
+  action: (started: FakeProcess[], keeper: EngineKeeper, failures: SpawnFailure[]) => Promise<void>,
+): Promise<void> {
   const started: FakeProcess[] = [];
+  /** Of the next starts. */
+  const failures: SpawnFailure[] = [];
   const keeper = new EngineKeeper({
     enginePath: 'none',
     engineStart: null,
     onEvent: () => undefined,
     startProcess: () => {
+      const failure = failures.shift();
+      if (failure !== undefined) return fails(failure);
       const child = new FakeProcess();
       started.push(child);
       return child;
@@ -60,7 +87,7 @@ async function withKeeper(action: (started: FakeProcess[], keeper: EngineKeeper)
   });
   await keeper.start();
   assert.equal(started.length, 1);
-  await action(started, keeper);
+  await action(started, keeper, failures);
   const last = started.at(-1);
   const stopped = keeper.stop();
   last?.exits();
@@ -114,5 +141,30 @@ describe('the keeper', () => {
         await untilStarted(started, count + 1);
         assert.ok(Date.now() - before < START_MS_MAX);
       }
+    }));
+
+  for (const how of ['throws', 'rejects'] as const) {
+    it(`never gives up: it tries again where starting a process ${how}, and whoever waits is answered then`, () =>
+      withKeeper(async (started, keeper, failures) => {
+        failures.push(how, how, how);
+        started[0]?.disconnects();
+        started[0]?.exits();
+        assert.equal(await keeper.request(HARMLESS, {}), null);
+        assert.deepEqual([started.length, failures], [2, []]);
+      }));
+  }
+
+  it('starts an engine at once for a restart where there is none, and says why it cannot', () =>
+    withKeeper(async (started, keeper, failures) => {
+      failures.push(...Array.from({ length: 12 }, () => 'throws' as const));
+      started[0]?.disconnects();
+      started[0]?.exits();
+      while (failures.length > 3) await pause(5);
+      await assert.rejects(keeper.restart(), { message: 'spawn ENOMEM' });
+      failures.splice(0);
+      const before = Date.now();
+      await keeper.restart();
+      assert.equal(started.length, 2);
+      assert.ok(Date.now() - before < LOOK_MS, 'it does not wait for the next attempt');
     }));
 });

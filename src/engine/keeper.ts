@@ -11,6 +11,7 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import { CowbirdError, messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
+import { whenEnded } from './child-end.js';
 import { reportOutput } from './child-output.js';
 import type { EventInput } from './events.js';
 import { Helpers } from './helpers.js';
@@ -68,6 +69,7 @@ export class EngineKeeper {
   #stopping = false;
   #restarts = 0;
   #backoffMs = BACKOFF_MS_MIN;
+  #again: NodeJS.Timeout | undefined;
   #waiting: Array<() => void> = [];
   #engineVersion: string | null = null;
   /** Why the engine on disk cannot be used, from its refusal until one starts. */
@@ -124,12 +126,10 @@ export class EngineKeeper {
     });
     const engine = { child, rpc, ready, isReady: false };
     this.#engine = engine;
-    child.on('error', (error) => {
-      this.#options.onEvent({ event: 'engine.error', level: 'error', message: `The engine: ${messageOf(error)}` });
-      // It never ran (node itself was replaced or removed), so nothing will exit.
-      if (child.pid === undefined) this.#engineEnded(null, null);
-    });
-    this.#whenEnded(child, (code, signal) => this.#engineEnded(code, signal));
+    child.on('error', (error) =>
+      this.#options.onEvent({ event: 'engine.error', level: 'error', message: `The engine: ${messageOf(error)}` }),
+    );
+    whenEnded(child, (code, signal) => this.#engineEnded(code, signal));
     try {
       await ready;
       engine.isReady = true;
@@ -212,10 +212,10 @@ export class EngineKeeper {
     }
   }
 
-  /** Ends the engine by SIGKILL and starts a new one over the same volumes. */
+  /** Ends the engine by SIGKILL and starts a new one over the same volumes; at once where none could be started. */
   async restart(): Promise<void> {
     const old = this.#engine;
-    if (old === undefined) return;
+    if (old === undefined) return this.#startAgain();
     const started = new Promise<void>((resolve) => this.#waiting.push(resolve));
     old.child.kill('SIGKILL');
     await started;
@@ -240,14 +240,6 @@ export class EngineKeeper {
     this.#helpers.killAll();
   }
 
-  /** Dead, reaped, and everything heard that it had said: a record may have been the last of it. */
-  #whenEnded(child: ChildProcess, then: (code: number | null, signal: NodeJS.Signals | null) => void): void {
-    child.once('exit', (code, signal) => {
-      if (child.connected) child.once('disconnect', () => then(code, signal));
-      else then(code, signal);
-    });
-  }
-
   #engineEnded(code: number | null, signal: NodeJS.Signals | null): void {
     this.#engine = undefined;
     this.#helpers.dismissAll();
@@ -259,16 +251,29 @@ export class EngineKeeper {
       level: 'error',
       message: `The engine ended (${signal ?? `exit code ${code}`}); starting it again`,
     });
-    setTimeout(() => {
-      this.start().catch((error: unknown) =>
-        this.#options.onEvent({
-          event: 'engine.failed',
-          level: 'error',
-          message: `The engine did not start: ${messageOf(error)}`,
-        }),
-      );
-    }, this.#backoffMs);
+    this.#startLater();
+  }
+
+  #startLater(): void {
+    if (this.#again !== undefined) return;
+    // Whatever it fails with was reported, and it is tried again.
+    this.#again = setTimeout(() => void this.#startAgain().catch(() => undefined), this.#backoffMs);
     this.#backoffMs = Math.min(BACKOFF_MS_MAX, this.#backoffMs * 2);
+  }
+
+  /** Starts an engine where there is none. One that could not even be spawned leaves nothing that would end: tried again too. */
+  async #startAgain(): Promise<void> {
+    clearTimeout(this.#again);
+    this.#again = undefined;
+    if (this.#stopping || this.#engine !== undefined) return;
+    try {
+      await this.start();
+    } catch (error) {
+      const message = `The engine did not start: ${messageOf(error)}`;
+      this.#options.onEvent({ event: 'engine.failed', level: 'error', message });
+      if (this.#engine === undefined) this.#startLater();
+      throw error;
+    }
   }
 
   /** What the dead engine had opened and no record names belongs to nobody: whoever waits for it gets an error. */

@@ -4,6 +4,7 @@
  */
 import * as v from 'valibot';
 import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
+import { whenNeverRan } from './child-end.js';
 
 /** The part of a child process, or of our own process, that carries messages. */
 export interface Channel {
@@ -153,6 +154,7 @@ export function childChannel(child: import('node:child_process').ChildProcess): 
     onEnd: (listener) => {
       child.on('disconnect', listener);
       child.on('exit', listener);
+      whenNeverRan(child, listener);
     },
   };
 }
