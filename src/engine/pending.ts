@@ -47,38 +47,43 @@ import {
   saveRecord,
   saveRecords,
 } from './tracking.js';
-import type { Volume } from './volume.js';
+import type { Resumable, Volume } from './volume.js';
 
 /** Tells the keeper what undoing the operation takes, before anything is to be undone. */
 export async function announce(
-  context: EngineContext,
-  undo: Undo,
-  volume: Volume,
+  context: Pick<EngineContext, 'keeper'>,
+  undo: Pick<Undo, 'add'>,
+  volume: Resumable,
   undoBy: PendingOperation['undo'],
 ): Promise<void> {
-  const requestId = currentRequestId();
-  volume.memory.set(Word.SWITCH, SwitchState.BEFORE);
-  volume.record.pending = {
-    requestId,
-    undo: undoBy,
-    change: null,
-    old: volume.record.snapshot,
-    next: null,
-    leaveFile: false,
-  };
+  volume.record.pending = announcement(volume, undoBy);
   await saveRecord(context, volume);
+  resetWord(volume);
   undo.add('forget the operation', () => forget(context, volume));
   failPoint('announced');
 }
 
-async function forget(context: EngineContext, volume: Volume): Promise<void> {
+function announcement({ record }: Resumable, undo: PendingOperation['undo']): PendingOperation {
+  return { requestId: currentRequestId(), undo, change: null, old: record.snapshot, next: null, leaveFile: false };
+}
+
+/**
+ * Nothing has switched yet, says the memory from here on. Not before the keeper has another record than that of an operation
+ * which switched and failed behind it: to the next engine that one had not switched then, and its undo would remove a COW file in use.
+ */
+function resetWord({ memory }: Resumable): void {
+  failPoint('word-reset');
+  memory.set(Word.SWITCH, SwitchState.BEFORE);
+}
+
+async function forget(context: Pick<EngineContext, 'keeper'>, volume: Resumable): Promise<void> {
   volume.record.pending = null;
   await saveRecord(context, volume);
 }
 
 /** What the switch of a volume will be. */
-export interface DescribedSwitch {
-  volume: Volume;
+export interface DescribedSwitch<V extends Resumable = Volume> {
+  volume: V;
   change: Switch;
   next: SnapshotRecord | null;
   /** Of an end: the COW file stays. */
@@ -98,16 +103,16 @@ export async function describeSwitch(
 
 /** {@link describeSwitch} for several volumes; `extra` is kept with each, `postThaw` with the first. */
 export async function describeSwitches(
-  context: EngineContext,
-  parts: readonly DescribedSwitch[],
+  context: Pick<EngineContext, 'keeper'>,
+  parts: readonly DescribedSwitch<Resumable>[],
   { postThaw, ...extra }: Pick<PendingOperation, 'together' | 'postThaw'> = {},
 ): Promise<void> {
+  await takeOver(
+    context,
+    parts.map(({ volume }) => volume),
+  );
   parts.forEach(({ volume, change, next, leaveFile = false }, i) => {
-    const { pending, snapshot } = volume.record;
-    // One that has switched, and failed behind it, is nobody's any more: its undo would take back what is in use by now.
-    const announced = pending?.change === null ? pending : undefined;
-    const base = announced ?? { requestId: currentRequestId(), undo: null, old: snapshot };
-    volume.memory.set(Word.SWITCH, SwitchState.BEFORE);
+    const base = volume.record.pending ?? announcement(volume, null);
     const hook = i === 0 && postThaw !== undefined ? { postThaw } : {};
     volume.record.pending = { ...base, change, next, leaveFile, ...extra, ...hook };
   });
@@ -116,6 +121,16 @@ export async function describeSwitches(
     parts.map(({ volume }) => volume),
   );
   failPoint('described');
+}
+
+/** One that has switched, and failed behind it, is nobody's any more: its undo would take back what is in use by now. */
+async function takeOver(context: Pick<EngineContext, 'keeper'>, volumes: readonly Resumable[]): Promise<void> {
+  for (const { record } of volumes) if (record.pending?.change != null) record.pending = null;
+  const switched = volumes.filter(({ memory }) => memory.get(Word.SWITCH) !== SwitchState.BEFORE);
+  if (switched.length === 0) return;
+  for (const volume of switched) volume.record.pending ??= announcement(volume, null);
+  await saveRecords(context, switched);
+  for (const volume of switched) resetWord(volume);
 }
 
 /** The switch itself: memory, record, the workers' configuration. Under the closed gate. */

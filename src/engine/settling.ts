@@ -11,10 +11,7 @@ import { finishAll } from './pending.js';
 import type { PendingOperation } from './records.js';
 import type { DoneOperation } from './services.js';
 import { saveRecords } from './tracking.js';
-import type { Volume } from './volume.js';
-
-/** What of a volume tells how far its pending operation came. */
-export type Resumable = Pick<Volume, 'memory' | 'record'>;
+import type { Resumable, Volume } from './volume.js';
 
 /** The volumes whose operation was cut off, each with those that it is a part of one operation with. */
 export function cutOffOperations<V extends Resumable>(volumes: Iterable<V>): V[][] {

@@ -114,14 +114,18 @@ export function usedBytes(volume: VolumeView, snapshot: SnapshotRecord): number 
     : base + zeroBytes + (volume.memory.get(Word.NEXT_SLOT) >>> 0) * BLOCK_BYTES;
 }
 
-export function saveRecord(context: EngineContext, volume: Volume): Promise<null> {
+/** What telling the keeper takes. */
+type Told = Pick<Volume, 'record'>;
+type Teller = Pick<EngineContext, 'keeper'>;
+
+export function saveRecord(context: Teller, volume: Told): Promise<null> {
   return context.keeper.call('putVolume', { volume: volume.record });
 }
 
 /** Tells the keeper of several volumes at once: all of them, or none. */
 export function saveRecords(
-  context: EngineContext,
-  volumes: readonly Volume[],
+  context: Teller,
+  volumes: readonly Told[],
   done?: DoneOperation | undefined,
 ): Promise<null> {
   const told = done === undefined ? {} : { done };

@@ -116,3 +116,6 @@ export async function whileAllPaused<T>(volumes: readonly Volume[], change: () =
     throw new CowbirdError('ETIMEDOUT', `${names}: ${error.message}`, { outcome: 'failed' });
   }
 }
+
+/** What of a volume tells how far its pending operation came. */
+export type Resumable = Pick<Volume, 'memory' | 'record'>;
