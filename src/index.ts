@@ -8,6 +8,7 @@
  * `failed` or `partial`.
  */
 import { resolve } from 'node:path';
+import { allChanges } from './control/changes.js';
 import { type ClientOptions, call, daemonStatus, events } from './control/client.js';
 import { ended, launchDaemon } from './control/launch.js';
 import { pathsFrom } from './control/paths.js';
@@ -277,9 +278,12 @@ export async function getFreeMinor(client: ClientOptions = {}): Promise<number> 
   return (await call('getFreeMinor', {}, client)).minor;
 }
 
-/** What changed since the snapshot or since the last transition, as byte extents. */
+/**
+ * What changed since the snapshot or since the last transition, as byte extents: everything that had changed when it was called,
+ * and, where the volume is written meanwhile, maybe more.
+ */
 export async function changes(minor: number, client: ClientOptions = {}): Promise<ChangesReport> {
-  return call('changes', { minor }, client);
+  return allChanges(minor, client);
 }
 
 /**

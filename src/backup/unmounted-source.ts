@@ -5,6 +5,7 @@
  * token of the snapshot that the current map began with (what differs from this version later is in that map, too), and where
  * the version before has the same one, the map lists what this one has to read.
  */
+import { changePages } from '../control/changes.js';
 import { type ClientOptions, call } from '../control/client.js';
 import { pathsFrom } from '../control/paths.js';
 import type { SnapshotStatus } from '../control/schema.js';
@@ -60,7 +61,8 @@ export async function openUnmountedSource(
       status.state < UNVERIFIED_BIT;
     if (!isListed) return { source: listed, reason, token };
     const candidates = makeBits(regionCount(source.sizeBytes));
-    addRanges(candidates, (await call('changes', { minor: status.minor }, client)).extents);
+    // More than had changed when this was begun with does no harm: it is read, too.
+    for await (const { extents } of changePages(status.minor, client)) addRanges(candidates, extents);
     addRanges(
       candidates,
       newest.skipped.map(({ offset, lengthBytes }) => ({ offset, length: lengthBytes })),

@@ -37,7 +37,7 @@ const dispatch: Dispatch = {
   reconfigureAutoExpand: (engine, params) =>
     engine.reconfigureAutoExpand(params.minor, params.stepBytes, params.reservedBytes ?? 0),
   getFreeMinor: (engine) => engine.getFreeMinor(),
-  changes: (engine, params) => engine.changes(params.minor),
+  changes: (engine, params) => engine.changes(params.minor, params.fromBlock),
   daemonStop: (engine, params) => engine.stop(params.force === true),
 };
 

@@ -135,7 +135,8 @@ export const operations = {
     reservedBytes: v.optional(WholeNumber),
   }),
   getFreeMinor: v.strictObject({}),
-  changes: v.strictObject({ minor: Minor }),
+  /** Without `fromBlock` the whole list, or EFBIG where it is too long for one answer: then it is asked for in pages. */
+  changes: v.strictObject({ minor: Minor, fromBlock: v.optional(WholeNumber) }),
   doctor: v.strictObject({}),
   daemonStatus: v.strictObject({}),
   daemonStop: v.strictObject({ force: v.optional(v.boolean()) }),

@@ -91,7 +91,7 @@ export const VALID: { [N in OperationName]: Required<OperationParams<N>> } = {
   expandCowFile: { minor: 7, bytes: 4096 },
   reconfigureAutoExpand: { minor: 7, stepBytes: 0, reservedBytes: 1 },
   getFreeMinor: {},
-  changes: { minor: 7 },
+  changes: { minor: 7, fromBlock: 32 },
   doctor: {},
   daemonStatus: {},
   daemonStop: { force: true },

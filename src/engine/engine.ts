@@ -7,6 +7,7 @@ import { rmSync } from 'node:fs';
 import { CowbirdError, errnoOfError, messageOf } from '../sys/errors.js';
 import { Word } from '../tracer/layout.js';
 import { type AttachParams, attachVolume, detachVolume, removeVolume } from './attach.js';
+import { changesReport } from './changes.js';
 import { makeClean } from './cleaning.js';
 import { attachedRecords, type EngineContext, type EnginePaths, Mutex } from './context.js';
 import { abandonDevice } from './devices.js';
@@ -22,7 +23,7 @@ import { loadAttached } from './saved-state.js';
 import type { Keeper } from './services.js';
 import type { Outcome } from './settling.js';
 import { type SetupParams, setupSnapshot, setupTogether } from './setup.js';
-import { changesReport, describeVolume, StatusFile, statusDocument } from './status.js';
+import { describeVolume, StatusFile, statusDocument } from './status.js';
 import { closeSnapshotDevice, DEFAULT_CACHE_BYTES, requireTransition, saveRecord, tracked } from './tracking.js';
 import {
   destroy,
@@ -267,8 +268,8 @@ export class Engine {
     throw new CowbirdError('ENOENT', 'All 256 minors are in use');
   }
 
-  async changes(minor: number): Promise<ChangesReport> {
-    return changesReport(this.#context, minor);
+  async changes(minor: number, fromBlock: number | undefined): Promise<ChangesReport> {
+    return changesReport(this.#context, minor, fromBlock);
   }
 
   /** Makes every series dormant and clean, takes every device down. What was attached is attached again at the next start. */

@@ -89,4 +89,21 @@ describe('calls between two processes', () => {
       await assert.rejects(open, { code: 'EPROTO', outcome: 'failed' });
     }
   });
+
+  it('that are answered with what no message holds get an error instead', async () => {
+    const channel = new FakeChannel();
+    const send = channel.send.bind(channel);
+    channel.send = (message) => {
+      // As V8 says it of a text of half a gigabyte.
+      if (typeof message === 'object' && message !== null && 'result' in message)
+        throw new RangeError('Invalid string length');
+      send(message);
+    };
+    new Rpc(channel, async () => ['much']);
+    channel.deliver({ id: 4, call: 'changes', params: {} });
+    await new Promise((resolve) => setImmediate(resolve));
+    assert.deepEqual(channel.sent, [
+      { id: 4, error: { code: 'EIO', message: 'Invalid string length', outcome: 'failed' } },
+    ]);
+  });
 });

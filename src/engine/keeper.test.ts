@@ -131,6 +131,13 @@ describe('the keeper', () => {
       assert.equal(started.length, 6);
     }));
 
+  it('asks the next engine again what one died of answering, five times at most: it would end all of them', () =>
+    withKeeper(async (started, keeper) => {
+      const message = "The engine ended 5 times in the middle of changes: see the daemon's log";
+      await assert.rejects(keeper.request('changes', { minor: 1 }), { code: 'EPIPE', outcome: 'failed', message });
+      assert.equal(started.length, 6);
+    }));
+
   it('never gives up: an engine that ends at once is started again and again', () =>
     withKeeper(async (started) => {
       for (let count = 1; count <= 8; count++) {

@@ -30,7 +30,7 @@ const BACKOFF_MS_MAX = 500;
 const REFUSED_RETRY_MS = 3_000;
 const READS: ReadonlySet<string> = new Set(['list', 'info', 'changes', 'getFreeMinor']);
 const PING_MS_MAX = 500;
-/** How often an operation is begun again after it was cut off and undone. */
+/** How often an operation is begun again after it was cut off and undone, and a question asked again. */
 const ATTEMPTS_MAX = 5;
 
 export interface KeeperOptions {
@@ -161,12 +161,12 @@ export class EngineKeeper {
         this.#done.delete(requestId);
         return answer;
       }
-      if (READS.has(operation)) continue;
-      const outcome = await this.#outcomeOf(requestId);
+      const outcome: Outcome = READS.has(operation) ? { kind: 'undone' } : await this.#outcomeOf(requestId);
       if (outcome.kind === 'failed') throw new CowbirdError('EPIPE', outcome.message, { outcome: 'partial' });
       if (outcome.kind === 'finished') return answerOf(outcome.finished);
       if (attempt === ATTEMPTS_MAX) {
-        const message = `The engine ended ${attempt} times in the middle of ${operation}, which was undone each time: see the daemon's log`;
+        const undone = READS.has(operation) ? '' : ', which was undone each time';
+        const message = `The engine ended ${attempt} times in the middle of ${operation}${undone}: see the daemon's log`;
         throw new CowbirdError('EPIPE', message, { outcome: 'failed' });
       }
     }
@@ -183,21 +183,26 @@ export class EngineKeeper {
         );
   }
 
-  /** Calls the engine that serves, or is about to; {@link CUT_OFF} when it ended before it answered. */
+  /** Calls the engine that serves, or the next one; {@link CUT_OFF} when it ended before it answered. */
   async #ask(call: string, params: unknown): Promise<unknown> {
-    while (this.#engine === undefined) {
-      if (this.#refusal !== undefined) throw this.#refusal;
-      await new Promise<void>((resolve) => this.#waiting.push(resolve));
-    }
-    const engine = this.#engine;
-    try {
-      await engine.ready;
-      return await engine.rpc.call(call, params);
-    } catch (error) {
-      if (!(error instanceof ChannelEnded)) throw error;
-      // Its exit is heard a moment later.
-      await new Promise((resolve) => setTimeout(resolve, BACKOFF_MS_MIN));
-      return CUT_OFF;
+    for (;;) {
+      while (this.#engine === undefined) {
+        if (this.#refusal !== undefined) throw this.#refusal;
+        await new Promise<void>((resolve) => this.#waiting.push(resolve));
+      }
+      const engine = this.#engine;
+      let isAsked = false;
+      try {
+        await engine.ready;
+        isAsked = true;
+        return await engine.rpc.call(call, params);
+      } catch (error) {
+        if (!(error instanceof ChannelEnded)) throw error;
+        // Its exit is heard a moment later.
+        await new Promise((resolve) => setTimeout(resolve, BACKOFF_MS_MIN));
+        // One that ended before it served has nothing to do with the call.
+        if (isAsked) return CUT_OFF;
+      }
     }
   }
 

@@ -103,7 +103,13 @@ export class Rpc {
   }
 
   #answer(message: WireMessage): void {
-    if (!this.#ended) this.#channel.send(message);
+    if (this.#ended) return;
+    try {
+      this.#channel.send(message);
+    } catch (error) {
+      // A result that is too long for one text, or none at all: whoever waits is told, and this process goes on.
+      this.#channel.send({ id: message.id, error: toWire(error) } satisfies WireMessage);
+    }
   }
 
   #end(): void {

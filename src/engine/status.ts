@@ -1,17 +1,17 @@
-/** What `info`, the status file and `changes` say: dattobd's fields, in its order, under its conditions. */
+/** What `info` and the status file say: dattobd's fields, in its order, under its conditions. */
 import { chmodSync, renameSync, writeFileSync } from 'node:fs';
 import { dataOffsetBytes } from '../cow/geometry.js';
 import { CowbirdError } from '../sys/errors.js';
 import { allMounts, type MountEntry } from '../sys/mounts.js';
-import { BLOCK_BYTES, setRuns, Word } from '../tracer/layout.js';
+import { Word } from '../tracer/layout.js';
 import { VERSION } from '../version.js';
 import type { EngineContext } from './context.js';
 import { attachWarnings } from './doctor.js';
 import { mountsOn } from './lookup.js';
 import type { SnapshotRecord, VolumeRecord } from './records.js';
 import { stateNumber } from './states.js';
-import { isActive, tracked, usedBytes, type VolumeView } from './tracking.js';
-import type { AttachedVolume, ChangesReport, SnapshotStatus, StatusDocument, VolumeInfo } from './types.js';
+import { isActive, usedBytes, type VolumeView } from './tracking.js';
+import type { AttachedVolume, SnapshotStatus, StatusDocument, VolumeInfo } from './types.js';
 
 const MIB = 1_048_576;
 
@@ -91,34 +91,6 @@ export class StatusFile {
     renameSync(aside, path);
     this.#last = text;
   }
-}
-
-/** The change map as byte extents. */
-export function changesReport(context: EngineContext, minor: number): ChangesReport {
-  const { volume, snapshot } = tracked(context, minor);
-  if (snapshot.unverified) {
-    throw new CowbirdError('EINVAL', `Minor ${minor} is not verified yet: mount ${volume.record.device.node} first`);
-  }
-  const { sizeBytes } = volume.record.opened;
-  const extents: ChangesReport['extents'] = [];
-  let blocks = 0;
-  let bytes = 0;
-  for (const run of setRuns(volume.memory.map, volume.blockCount)) {
-    const offset = run.firstBlock * BLOCK_BYTES;
-    const length = Math.min(run.blockCount * BLOCK_BYTES, sizeBytes - offset);
-    extents.push({ offset, length });
-    blocks += run.blockCount;
-    bytes += length;
-  }
-  return {
-    minor,
-    uuid: snapshot.uuid,
-    seq_id: snapshot.sequenceId,
-    block_size: BLOCK_BYTES,
-    nr_changed_blocks: blocks,
-    bytes,
-    extents,
-  };
 }
 
 /** What `list` says of a volume. */

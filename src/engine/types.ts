@@ -62,6 +62,8 @@ export interface ChangesReport {
   bytes: number;
   /** Byte ranges, ascending, cut at the end of the volume. */
   extents: Array<{ offset: number; length: number }>;
+  /** Of one page of the list: where the next one begins; absent from the last one, and from a whole list. */
+  next_block?: number;
 }
 
 /** What an operation on several volumes answers. */
