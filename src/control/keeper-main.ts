@@ -41,7 +41,7 @@ const startedAt = Date.now();
 const notifySocket = process.env['NOTIFY_SOCKET'];
 delete process.env['NOTIFY_SOCKET'];
 const listeners = new Set<(event: EventRecord) => void>();
-const log = pino({ base: null, timestamp: pino.stdTimeFunctions.isoTime }, new LogStream(1));
+const log = pino({ base: null, timestamp: pino.stdTimeFunctions.isoTime }, new LogStream(1, paths.log));
 
 function emit(event: EventInput): void {
   const { level, message, ...fields } = event;

@@ -1,10 +1,20 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { closeSync, constants, mkdtempSync, openSync, readFileSync, readSync, rmSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  readSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, it, type TestContext } from 'node:test';
-import { LogStream } from './log-stream.js';
+import { LOG_BYTES_MAX, LogStream } from './log-stream.js';
 
 const LINE = `${'x'.repeat(299)}\n`;
 /** More than any pipe takes. */
@@ -67,5 +77,35 @@ describe('the log', () => {
     for (let i = 0; i < LINES; i++) log.write(LINE);
     closeSync(fd);
     assert.equal(readFileSync(path, 'utf8'), LINE.repeat(LINES));
+  });
+
+  it('in a file of its own is cut when it is long, and what it had is kept once', (t) => {
+    const path = join(temporary(t), 'daemon.log');
+    writeFileSync(path, 'of the daemon before\n'.repeat(250_000));
+    const fd = openSync(path, 'a');
+    const log = new LogStream(fd, path);
+    log.write('first\n');
+    assert.equal(readFileSync(path, 'utf8'), 'first\n', 'also at the start');
+    assert.equal(statSync(`${path}.old`).size, 5_250_000);
+    const lines = 3 * Math.ceil(LOG_BYTES_MAX / LINE.length);
+    for (let i = 0; i < lines; i++) log.write(LINE);
+    for (const file of [path, `${path}.old`]) {
+      const { size } = statSync(file);
+      assert.ok(size > 0 && size <= LOG_BYTES_MAX + LINE.length, `${file} has ${size} bytes`);
+    }
+    assert.equal(statSync(`${path}.old`).size >= LOG_BYTES_MAX, true);
+    log.write('last\n');
+    assert.ok(readFileSync(path, 'utf8').endsWith(`${LINE}last\n`));
+    closeSync(fd);
+  });
+
+  it('in a file of somebody else is left as it grows', (t) => {
+    const folder = temporary(t);
+    const fd = openSync(join(folder, 'theirs'), 'a');
+    const log = new LogStream(fd, join(folder, 'daemon.log'));
+    const lines = Math.ceil(LOG_BYTES_MAX / LINE.length) + 10;
+    for (let i = 0; i < lines; i++) log.write(LINE);
+    assert.equal(statSync(join(folder, 'theirs')).size, lines * LINE.length);
+    closeSync(fd);
   });
 });

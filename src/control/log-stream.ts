@@ -3,11 +3,17 @@
  *
  * Whoever reads the log may be slow, stopped, or waiting for a volume that this daemon serves. A line that cannot be written
  * at once is dropped, and the next that can be says how many were.
+ *
+ * A log file of our own lies in memory (`/run`), and a daemon runs for months: it is cut when it is long, and what it had until
+ * then is kept beside it until the next time.
  */
-import { closeSync, constants, fstatSync, openSync, writeSync } from 'node:fs';
+import { closeSync, constants, copyFileSync, fstatSync, ftruncateSync, openSync, statSync, writeSync } from 'node:fs';
 import * as libc from '../sys/libc.js';
 
 type Writer = (bytes: Uint8Array) => number;
+
+/** Of the log file; as much again is kept beside it. */
+export const LOG_BYTES_MAX = 4_194_304;
 
 export class LogStream {
   readonly #write: Writer;
@@ -15,8 +21,10 @@ export class LogStream {
   #rest: Uint8Array = new Uint8Array();
   #dropped = 0;
 
-  constructor(fd: number) {
-    this.#write = writerFor(fd);
+  /** `path`: of the log file; it is cut where the descriptor is that file's. */
+  constructor(fd: number, path?: string) {
+    const write = writerFor(fd);
+    this.#write = path !== undefined && isFile(fd, path) ? bounded(write, fd, path) : write;
   }
 
   write(line: string): void {
@@ -62,4 +70,35 @@ function reopened(fd: number): number {
     // A pipe without a reader.
   }
   return fd;
+}
+
+function isFile(fd: number, path: string): boolean {
+  const stat = fstatSync(fd);
+  if (!stat.isFile()) return false;
+  const named = statSync(path, { throwIfNoEntry: false });
+  return named?.ino === stat.ino && named.dev === stat.dev;
+}
+
+function bounded(write: Writer, fd: number, path: string): Writer {
+  // Counted, not looked up: where cutting fails it is tried again after as much again.
+  let length = fstatSync(fd).size;
+  return (bytes) => {
+    if (length >= LOG_BYTES_MAX) {
+      length = 0;
+      cut(fd, path);
+    }
+    const written = write(bytes);
+    length += Math.max(0, written);
+    return written;
+  };
+}
+
+function cut(fd: number, path: string): void {
+  for (const step of [() => copyFileSync(path, `${path}.old`), () => ftruncateSync(fd)]) {
+    try {
+      step();
+    } catch {
+      // No room for the copy: room for the lines to come is worth more. And there is no place to say so.
+    }
+  }
 }

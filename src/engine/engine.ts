@@ -14,6 +14,7 @@ import { abandonDevice } from './devices.js';
 import { takeFailPoint } from './fail-points.js';
 import { expandCowFile, growWhereLow, reconfigureAutoExpand } from './grow.js';
 import type { HookParams } from './hooks.js';
+import { IoErrors } from './io-errors.js';
 import { mountsOn, refuseInUse } from './lookup.js';
 import { Pool } from './pool.js';
 import type { VolumeRecord } from './records.js';
@@ -51,17 +52,10 @@ export class Engine {
   #stopped = false;
 
   constructor(keeper: Keeper, paths: EnginePaths) {
+    const ioErrors = new IoErrors((event) => this.#context.emit(event));
     const pool = new Pool({
       attention: (volumeId, cause) => this.#noticed(volumeId, cause),
-      ioError: (event) =>
-        this.#context.emit({
-          event: 'io.error',
-          level: 'error',
-          message: `${event.sessionId}: ${event.operation}: ${event.message}`,
-          device: event.sessionId,
-          operation: event.operation,
-          errno: event.errno,
-        }),
+      ioError: (error) => ioErrors.failed(error),
     });
     this.#context = {
       keeper,

@@ -160,8 +160,9 @@ export const EVENTS = {
   },
   'io.error': {
     levels: ERROR,
-    fields: { device: 'text', operation: 'text', errno: 'number' },
-    meaning: 'A request on a volume (`volume-NAME`) or a snapshot (`snapshot-MINOR`) failed, and its user was told.',
+    fields: { device: 'text', operation: 'text', errno: 'number', count: 'number' },
+    meaning:
+      'Requests on a volume (`volume-NAME`) or a snapshot (`snapshot-MINOR`) failed, and their users were told: so many (`count`), of which this is the last. At most one such event a second and device.',
     remedy: 'Look at the disk below.',
   },
   'snapshot.created': {

@@ -82,6 +82,6 @@ export const FILES = [
   { name: '/run/cowbird/info', help: 'Status of everything that is tracked, as JSON; readable by everybody.' },
   {
     name: '/run/cowbird/daemon.log',
-    help: "The daemon's log, one JSON object a line, where a command has started the daemon. Under cowbird.service it goes to the journal, as of that unit.",
+    help: "The daemon's log, one JSON object a line, where a command has started the daemon; cut at 4 MiB, the lines before are in daemon.log.old. Under cowbird.service it goes to the journal, as of that unit.",
   },
 ] as const;
