@@ -4,10 +4,27 @@ import { closeSync, existsSync, mkdirSync, openSync, readlinkSync, readSync, rmS
 import { describe, it } from 'node:test';
 import * as cowbird from '../src/index.js';
 import { partitioned } from './harness.js';
-import { killEngine, restarts, untilRestarted } from './killing.js';
+import { armFailPoint, killEngine, restarts, untilRestarted, WITH_FAIL_POINTS } from './killing.js';
 import { CANNOT, copy, digestOf, fill, Lab, MIB, run, succeeds, until } from './lab.js';
 
 const MINOR = 140;
+
+/** A mounted volume whose snapshot was taken, told as failed: there was no room in the state directory. */
+async function failedBehindSwitch(lab: Lab): Promise<{ node: string; mnt: string }> {
+  const state = lab.path('state');
+  mkdirSync(state);
+  await run('mount', '-t', 'tmpfs', '-o', 'size=1m,mode=700', 'none', state);
+  lab.onEnd(() => succeeds('umount', '-l', state));
+  const node = await lab.attached('volume', 100 * MIB);
+  await lab.mkfs(node, 'ext4');
+  const mnt = await lab.mount(node);
+  await succeeds('dd', 'if=/dev/zero', `of=${state}/filler`, 'bs=4k', 'status=none');
+  await assert.rejects(cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 20 * MIB }, lab.client), {
+    code: 'ENOSPC',
+  });
+  rmSync(`${state}/filler`);
+  return { node, mnt };
+}
 
 describe('a volume', { skip: CANNOT }, () => {
   it('keeps what fio writes to it and to a file system on it, verified, with a snapshot beside', async (t) => {
@@ -129,18 +146,7 @@ describe('a volume', { skip: CANNOT }, () => {
 
   it('whose operation failed behind the switch is ended with nothing left of it', async (t) => {
     const lab = new Lab(t);
-    const state = lab.path('state');
-    mkdirSync(state);
-    await run('mount', '-t', 'tmpfs', '-o', 'size=1m,mode=700', 'none', state);
-    lab.onEnd(() => succeeds('umount', '-l', state));
-    const node = await lab.attached('volume', 100 * MIB);
-    await lab.mkfs(node, 'ext4');
-    const mnt = await lab.mount(node);
-    await succeeds('dd', 'if=/dev/zero', `of=${state}/filler`, 'bs=4k', 'status=none');
-    await assert.rejects(cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 20 * MIB }, lab.client), {
-      code: 'ENOSPC',
-    });
-    rmSync(`${state}/filler`);
+    const { node, mnt } = await failedBehindSwitch(lab);
     const { devices } = await cowbird.info(undefined, lab.client);
     if (devices.length > 0) await cowbird.destroy(MINOR, lab.client);
     assert.ok(!existsSync(`${mnt}/.cow`), 'the COW file is gone');
@@ -149,6 +155,19 @@ describe('a volume', { skip: CANNOT }, () => {
     await cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 20 * MIB }, lab.client);
     await cowbird.destroy(MINOR, lab.client);
     assert.ok(!existsSync(`${mnt}/.cow`));
+  });
+
+  it('whose operation failed behind the switch keeps its COW file, wherever the engine dies in the next one', async (t) => {
+    const lab = new Lab(t, WITH_FAIL_POINTS);
+    const { mnt } = await failedBehindSwitch(lab);
+    const before = await restarts(lab);
+    await armFailPoint(lab, 'word-reset');
+    await cowbird.transitionToIncremental(MINOR, lab.client);
+    assert.ok((await restarts(lab)) > before, 'the engine ended');
+    assert.ok(existsSync(`${mnt}/.cow`));
+    const status = await lab.status(MINOR);
+    assert.deepEqual([status.state, status.error], [2, undefined]);
+    await cowbird.destroy(MINOR, lab.client);
   });
 
   it('can be frozen, and is read-only when its origin is', async (t) => {
