@@ -108,6 +108,13 @@ function post(socketPath: string, path: string, params: unknown): Promise<string
 
 const argv0 = (pid: number | null): string => readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0')[0] ?? '';
 
+/** The next event that tells of something that failed. */
+async function firstFailure(lab: Lab, signal: AbortSignal): Promise<cowbird.EventRecord> {
+  for await (const event of cowbird.events({ ...lab.client, signal }))
+    if (event.event.endsWith('.failed')) return event;
+  throw new Error('the daemon has told of no failure');
+}
+
 describe('a live upgrade', { skip: CANNOT }, () => {
   it('swaps the engine under a mounted volume and its snapshot, and says which versions run', async (t) => {
     const installed = await Installed.start(t);
@@ -183,6 +190,33 @@ describe('a live upgrade', { skip: CANNOT }, () => {
     });
     installed.putBack();
     assert.deepEqual((await cowbird.info(undefined, lab.client)).devices, []);
+  });
+});
+
+describe('a mount while no helper can be started', { skip: CANNOT }, () => {
+  it('fails no snapshot: where its COW file lies is looked at again', async (t) => {
+    const installed = await Installed.start(t);
+    const { lab } = installed;
+    const { node, mnt } = await installed.mounted();
+    await cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 60 * MIB }, lab.client);
+    await run('umount', mnt);
+    await until('it is dormant', async () => (await lab.status(MINOR)).state === 1);
+    await until('no helper rests', () => !installed.hasHelpers(), HELPER_RESTS_MS_MAX);
+    installed.replace('engine/helper.js', 'import', 'half of a file');
+    lab.onEnd(async () => installed.putBack());
+    const heard = new AbortController();
+    t.after(() => heard.abort());
+    const failed = firstFailure(lab, heard.signal);
+    await run('mount', node, mnt);
+    const { event, message } = await failed;
+    assert.equal(event, 'watch.failed', message);
+    assert.match(message, /\.cow could not be looked at/);
+    assert.equal((await lab.status(MINOR)).error, undefined);
+    installed.putBack();
+    await fill(`${mnt}/a`, 5);
+    await cowbird.transitionToIncremental(MINOR, lab.client);
+    const status = await lab.status(MINOR);
+    assert.deepEqual([status.state, status.error], [2, undefined]);
   });
 });
 

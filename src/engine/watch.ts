@@ -11,8 +11,8 @@ import { HeaderState, Word } from '../tracer/layout.js';
 import { dropTrust, makeClean } from './cleaning.js';
 import { type EngineContext, withHelper } from './context.js';
 import { mountsOn } from './lookup.js';
-import { toStoreExtents } from './store-setup.js';
 import { currentState, isActive, openSnapshotDevice, RAW, saveRecord, type Tracked } from './tracking.js';
+import { lookForStore, type Moved } from './whereabouts.js';
 
 const ENOENT = 2;
 const EINVAL = 22;
@@ -22,6 +22,9 @@ const LOOKS = 2;
 const FILL_MARKS = [95, 80] as const;
 /** A name that somebody else has, or no loop device that is free: not five times a second. */
 const DEVICE_AGAIN_MS = 2_000;
+/** Between two attempts to look at a COW file; doubled up to the longest. */
+const UNSEEN_MS_MIN = 1_000;
+const UNSEEN_MS_MAX = 60_000;
 
 /** One look at everything that is tracked. Under the engine's lock. */
 export class Watch {
@@ -34,6 +37,8 @@ export class Watch {
   readonly #reportedFill = new Map<string, number>();
   /** Of volumes that could not be looked at, why, as it was reported last. */
   readonly #reportedProblems = new Map<string, string>();
+  /** Stores that could not be looked at: why, and when the next attempt is. */
+  readonly #unseen = new Map<string, { againMs: number; pauseMs: number; message: string }>();
   /** When a snapshot's device that could not be made is tried again. */
   readonly #deviceAgainMs = new Map<string, number>();
 
@@ -73,11 +78,14 @@ export class Watch {
     const { volume, snapshot } = target;
     const active = isActive(volume, snapshot, mounts);
     const key = `${volume.record.id} ${snapshot.uuid} ${snapshot.sequenceId}`;
-    if (active && snapshot.unverified && volume.memory.get(Word.FAILED) === 0) await this.#verify(target, mounts);
-    else if (active && !this.#active.has(key) && snapshot.fsType !== RAW) await this.#compareExtents(target, mounts);
-    if (active) this.#active.add(key);
-    else {
+    let isSeen = true;
+    if (active && snapshot.unverified && volume.memory.get(Word.FAILED) === 0) await this.#verify(target, mounts, key);
+    else if (active && !this.#active.has(key) && snapshot.fsType !== RAW)
+      isSeen = await this.#compareExtents(target, mounts, key);
+    if (active && isSeen) this.#active.add(key);
+    else if (!active) {
       this.#active.delete(key);
+      this.#unseen.delete(key);
       // A reloaded series too: what was marked since the reload belongs to it, verified at a mount or not.
       const isDirty = volume.memory.get(Word.HEADER_STATE) !== HeaderState.CLEAN;
       if (snapshot.file.path !== '' && isDirty) await makeClean(this.#context, target);
@@ -124,7 +132,7 @@ export class Watch {
   }
 
   /** A reloaded series becomes active when its file is seen where it was expected. */
-  async #verify(target: Tracked, mounts: readonly MountEntry[]): Promise<void> {
+  async #verify(target: Tracked, mounts: readonly MountEntry[], key: string): Promise<void> {
     const { volume, snapshot } = target;
     if (snapshot.file.path === '') {
       const missing = await this.#isMissing(target, mounts);
@@ -136,7 +144,7 @@ export class Watch {
       await saveRecord(this.#context, volume);
       return;
     }
-    if (!(await this.#compareExtents(target, mounts)) || volume.memory.get(Word.FAILED) !== 0) return;
+    if (!(await this.#compareExtents(target, mounts, key)) || volume.memory.get(Word.FAILED) !== 0) return;
     snapshot.unverified = false;
     await saveRecord(this.#context, volume);
     if (snapshot.mode === 'snapshot') await openSnapshotDevice(this.#context, target);
@@ -154,45 +162,61 @@ export class Watch {
   }
 
   /**
-   * The store is written by address: the file must lie where it lay. False where that cannot be said, since the file system
-   * was unmounted while a helper was looking: what it found at that path then was another file system's.
+   * The store is written by address: the file must lie where it lay, and the snapshot fails on proof that it does not. False
+   * where nobody can say now: the file system was unmounted while a helper was looking, or the helper could not look. That
+   * is tried again, not at each look: one that hangs takes its time.
    */
-  async #compareExtents(target: Tracked, mounts: readonly MountEntry[]): Promise<boolean> {
+  async #compareExtents(target: Tracked, mounts: readonly MountEntry[], key: string): Promise<boolean> {
     const { volume, snapshot } = target;
     if (snapshot.store.kind !== 'origin' || volume.memory.get(Word.FAILED) !== 0) return true;
     const mount = mountsOn(volume.record.device.node, mounts).find((entry) => entry.pid === 0 && entry.root === '/');
     // Mounted in another namespace only, or a part of it: nobody here can look. Writes into the store are still noticed.
     if (mount === undefined) return true;
+    if ((this.#unseen.get(key)?.againMs ?? 0) > Date.now()) return false;
+    const isStillThere = (): boolean =>
+      mountsOn(volume.record.device.node).some(({ pid, mountPoint }) => pid === 0 && mountPoint === mount.mountPoint);
     const path = `${mount.mountPoint === '/' ? '' : mount.mountPoint}${snapshot.cowFile}`;
     for (let look = 1; ; look++) {
       try {
-        await this.#requireExtents(target, path);
-        return true;
-      } catch (error) {
-        const isStillThere = mountsOn(volume.record.device.node).some(
-          ({ pid, mountPoint }) => pid === 0 && mountPoint === mount.mountPoint,
-        );
-        if (!isStillThere) return false;
+        const moved = await this.#lookForStore(target, path);
+        this.#unseen.delete(key);
+        if (moved === undefined) return true;
+        // What was found at that path may have been another file system's.
+        if (!isStillThere()) return false;
         // It may have been unmounted and mounted again meanwhile.
         if (look < LOOKS) continue;
-        snapshot.failure = messageOf(error);
-        volume.tracer.fail(messageOf(error).includes('ENOENT') ? ENOENT : EUCLEAN);
+        snapshot.failure = moved.reason;
+        volume.tracer.fail(moved.errno);
         await saveRecord(this.#context, volume);
         return true;
+      } catch (error) {
+        if (isStillThere())
+          this.#noteUnseen(key, `${volume.record.name}: ${path} could not be looked at: ${messageOf(error)}`);
+        return false;
       }
     }
   }
 
-  async #requireExtents({ volume, snapshot }: Tracked, path: string): Promise<void> {
-    const sizeBytes = snapshot.store.placeCount * 4096;
+  async #lookForStore({ volume, snapshot }: Tracked, path: string): Promise<Moved | undefined> {
     const file = { ...snapshot.file, path };
-    const { extents } = await withHelper(this.#context, (helper) => helper.call('extents', { file, sizeBytes }));
-    const now = toStoreExtents(extents, sizeBytes, snapshot.startBytes, volume.record.opened.sizeBytes);
-    if (JSON.stringify(now) !== JSON.stringify(snapshot.store.extents))
-      throw new Error(`${path} lies elsewhere than before`);
-    if (snapshot.file.path === path) return;
+    const was = {
+      sizeBytes: snapshot.store.placeCount * 4096,
+      startBytes: snapshot.startBytes,
+      volumeBytes: volume.record.opened.sizeBytes,
+      extents: snapshot.store.extents,
+    };
+    const moved = await withHelper(this.#context, (helper) => lookForStore(helper, file, was));
+    if (moved !== undefined || snapshot.file.path === path) return moved;
     snapshot.file = file;
     await saveRecord(this.#context, volume);
+    return undefined;
+  }
+
+  #noteUnseen(key: string, message: string): void {
+    const before = this.#unseen.get(key);
+    const pauseMs = Math.min(UNSEEN_MS_MAX, (before?.pauseMs ?? UNSEEN_MS_MIN / 2) * 2);
+    this.#unseen.set(key, { againMs: Date.now() + pauseMs, pauseMs, message });
+    if (before?.message !== message) this.#context.emit({ event: 'watch.failed', level: 'error', message });
   }
 
   #report({ volume, snapshot }: Tracked, key: string): void {
