@@ -1,8 +1,11 @@
 /** Origins that never answer, engines that hang, helpers that die: nobody waits for ever, and nothing stays frozen. */
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdirSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { describe, it, type TestContext } from 'node:test';
 import { setTimeout as pause } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
 import * as cowbird from '../src/index.js';
 import { program } from './harness.js';
 import { armFailPoint, restarts, WITH_FAIL_POINTS } from './killing.js';
@@ -55,6 +58,37 @@ function filesOf(pid: number): string[] {
   });
 }
 
+/** The engine below, which is stopped now and then; it goes on at the end of either lab at the latest. */
+async function stoppable(below: Lab, above: Lab): Promise<{ enginePid: number; go: () => Promise<void> }> {
+  const enginePid = (await cowbird.daemonStatus(below.client))?.enginePid;
+  assert.ok(enginePid);
+  const go = async (): Promise<void> => {
+    process.kill(enginePid, 'SIGCONT');
+  };
+  below.onEnd(go);
+  above.onEnd(go);
+  return { enginePid, go };
+}
+
+/** A write to `to` that will wait for `from`; what is returned begins it, and resolves when it waits. */
+async function heldWriter(lab: Lab, from: string, to: string): Promise<() => Promise<void>> {
+  const path = fileURLToPath(new URL('./held-writer.js', import.meta.url));
+  const child = spawn(process.execPath, [path, from, to], { stdio: ['pipe', 'pipe', 'inherit'] });
+  lab.onEnd(async () => child.kill('SIGKILL'));
+  await once(child.stdout, 'data');
+  return async () => {
+    child.stdin.write('x');
+    const isHeld = (): boolean => /^State:\s*D/m.test(readFileSync(`/proc/${child.pid}/status`, 'utf8'));
+    await until('the write is held', isHeld);
+  };
+}
+
+/** True when a file could be written. */
+async function touches(mnt: string): Promise<boolean> {
+  await run('dd', 'if=/dev/zero', `of=${mnt}/touched`, 'bs=4k', 'count=1', 'conv=fsync', 'status=none');
+  return true;
+}
+
 // They wait much and do little, each with a daemon of its own: all at once.
 describe('nobody waits for ever', { skip: CANNOT, concurrency: true }, () => {
   it('an origin that never answers hangs neither status, list and info nor the commands on another daemon; when it answers again all goes on', async (t) => {
@@ -63,14 +97,8 @@ describe('nobody waits for ever', { skip: CANNOT, concurrency: true }, () => {
     const lab = new Lab(t);
     const name = `above-${lab.tag}`;
     const { device } = await cowbird.attach(origin, { name }, lab.client);
-    const enginePid = (await cowbird.daemonStatus(below.client))?.enginePid;
-    assert.ok(enginePid);
-    const resume = async (): Promise<void> => {
-      process.kill(enginePid, 'SIGCONT');
-    };
+    const { enginePid, go } = await stoppable(below, lab);
     process.kill(enginePid, 'SIGSTOP');
-    below.onEnd(resume);
-    lab.onEnd(resume);
     program(lab, 'dd', [`if=${device}`, 'of=/dev/null', 'bs=1M', 'count=8', 'iflag=direct']);
     const setup = cowbird.setupSnapshot(device, lab.path('store'), 190, { storeBytes: 20 * MIB }, lab.client);
     setup.catch(() => undefined);
@@ -83,7 +111,7 @@ describe('nobody waits for ever', { skip: CANNOT, concurrency: true }, () => {
       [name],
     );
     assert.deepEqual((await within(5 * SECONDS, 'info', cowbird.info(undefined, lab.client))).devices, []);
-    await resume();
+    await go();
     await within(20 * SECONDS, 'the setup', setup);
     assert.equal((await lab.status(190)).state, 3);
   });
@@ -125,6 +153,40 @@ describe('nobody waits for ever', { skip: CANNOT, concurrency: true }, () => {
     await within(4 * SECONDS, 'a write', fill(`${mnt}/written`, 2));
     await cowbird.restartDaemon(lab.client);
     await within(20 * SECONDS, 'the setup, begun again', setup);
+  });
+
+  it('a file system whose freeze hangs keeps none frozen that was frozen with it', async (t) => {
+    const below = new Lab(t);
+    const slow = await below.attached('slow', 60 * MIB);
+    await below.mkfs(slow, 'ext4');
+    const slowMnt = await below.mount(slow);
+    await fill(`${slowMnt}/page`, 1);
+    await run('umount', slowMnt);
+    await run('mount', slow, slowMnt);
+    const { lab, node, mnt } = await mounted(t);
+    const other = await lab.attached('other', 100 * MIB);
+    await lab.mkfs(other, 'ext4');
+    const otherMnt = await lab.mount(other, 'other-mnt');
+    await fill(`${otherMnt}/target`, 1);
+    const { enginePid, go } = await stoppable(below, lab);
+    const begin = await heldWriter(lab, `${slowMnt}/page`, `${otherMnt}/target`);
+    process.kill(enginePid, 'SIGSTOP');
+    await begin();
+    const snapshots = [
+      { device: node, cowFile: `${mnt}/.cow`, minor: 196, storeBytes: 20 * MIB },
+      { device: other, cowFile: `${otherMnt}/.cow`, minor: 197, storeBytes: 20 * MIB },
+    ];
+    const setup = cowbird.setupTogether(snapshots, {}, lab.client);
+    setup.catch(() => undefined);
+    await until('the first is frozen', async () => !(await within(500, 'a write', touches(mnt)).catch(() => false)));
+    await within(20 * SECONDS, 'a write to the one that does not hang', fill(`${mnt}/written`, 2));
+    await go();
+    await assert.rejects(within(60 * SECONDS, 'the setup', setup), {
+      code: 'ETIMEDOUT',
+      message: new RegExp(`: ${otherMnt} does not answer`),
+    });
+    await within(5 * SECONDS, 'a write to the other one', fill(`${otherMnt}/written`, 2));
+    assert.deepEqual((await cowbird.info(undefined, lab.client)).devices, []);
   });
 
   it('a helper that is killed while it fills a COW file leaves none', async (t) => {

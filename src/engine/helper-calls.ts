@@ -102,8 +102,12 @@ export interface HelperCalls {
   };
   freeze: { params: Record<string, never>; result: { frozenByOthers: boolean } };
   thaw: { params: Record<string, never>; result: null };
-  /** Thaws what a helper that died had frozen. What is not frozen any more is passed over. */
-  thawAfterDeath: { params: { mountPoints: string[] }; result: null };
+  /** Thaws what a helper that died had frozen. What is not frozen any more is passed over; `thawed`: how many were. */
+  thawAfterDeath: { params: { mountPoints: string[] }; result: { thawed: number } };
 }
+
+/** How far a helper is with one of the mount points that it freezes; `notOurs`: thawed, not frozen, or by somebody else. */
+export const FREEZE_STEPS = ['freezing', 'frozen', 'notOurs'] as const;
+export type FreezeStep = (typeof FREEZE_STEPS)[number];
 
 export type HelperCall = keyof HelperCalls;

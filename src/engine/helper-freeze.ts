@@ -10,7 +10,7 @@ import { errnoOfError } from '../sys/errors.js';
 import { freeze, thaw } from '../sys/fsfile.js';
 import * as libc from '../sys/libc.js';
 import { Gate, Word } from '../tracer/layout.js';
-import type { HelperCalls } from './helper-calls.js';
+import type { FreezeStep, HelperCalls } from './helper-calls.js';
 import { withKeepers } from './helper-descriptors.js';
 
 const EBUSY = 16;
@@ -19,8 +19,13 @@ const EINVAL = 22;
 const FREEZE_MS_MAX = 5_000;
 const CONTROL_BYTES = 4096;
 
-const prepared: number[] = [];
-const frozen: number[] = [];
+interface Mount {
+  mountPoint: string;
+  fd: number;
+}
+
+const prepared: Mount[] = [];
+const frozen: Mount[] = [];
 const gates: Array<{ words: Int32Array; mapping: libc.Mapping }> = [];
 let thawTimer: NodeJS.Timeout | undefined;
 
@@ -32,7 +37,7 @@ export function prepareFreeze(params: HelperCalls['prepareFreeze']['params']): n
   }
   for (const mountPoint of params.mountPoints) {
     const fd = openMount(mountPoint);
-    prepared.push(fd);
+    prepared.push({ mountPoint, fd });
     libc.syncfs(fd);
   }
   return null;
@@ -43,25 +48,41 @@ export function openMount(mountPoint: string): number {
   return libc.open(mountPoint, libc.O_RDONLY + (statSync(mountPoint).isDirectory() ? libc.O_DIRECTORY : 0));
 }
 
+let tell = (_mountPoint: string, _step: FreezeStep): void => undefined;
+
+/**
+ * Whom to tell of each step, before the next one is made: a call that hangs lets us say nothing any more, and somebody else has to
+ * thaw what is frozen by then, and nothing else.
+ */
+export function onFreezeStep(listener: typeof tell): void {
+  tell = listener;
+}
+
 export function freezePrepared(): { frozenByOthers: boolean } {
   let frozenByOthers = false;
   thawTimer = setTimeout(endLateFreeze, FREEZE_MS_MAX);
   try {
-    for (const fd of prepared) {
-      try {
-        freeze(fd);
-        frozen.push(fd);
-      } catch (error) {
-        // Somebody else's freeze: the file system is as still as we need it, and not ours to thaw.
-        if (errnoOfError(error) !== EBUSY) throw error;
-        frozenByOthers = true;
-      }
-    }
+    for (const mount of prepared) if (!freezeOne(mount)) frozenByOthers = true;
   } catch (error) {
     thawAll();
     throw error;
   }
   return { frozenByOthers };
+}
+
+/** False for somebody else's freeze: the file system is as still as we need it, and not ours to thaw. */
+function freezeOne(mount: Mount): boolean {
+  tell(mount.mountPoint, 'freezing');
+  try {
+    freeze(mount.fd);
+  } catch (error) {
+    tell(mount.mountPoint, 'notOurs');
+    if (errnoOfError(error) === EBUSY) return false;
+    throw error;
+  }
+  frozen.push(mount);
+  tell(mount.mountPoint, 'frozen');
+  return true;
 }
 
 export function frozenCount(): number {
@@ -72,10 +93,12 @@ export function frozenCount(): number {
 export function thawAll(): number {
   clearTimeout(thawTimer);
   let failures = 0;
-  for (let fd = frozen.pop(); fd !== undefined; fd = frozen.pop()) {
+  for (let mount = frozen.pop(); mount !== undefined; mount = frozen.pop()) {
     try {
-      thaw(fd);
-    } catch {
+      thaw(mount.fd);
+      tell(mount.mountPoint, 'notOurs');
+    } catch (error) {
+      if (errnoOfError(error) === EINVAL) tell(mount.mountPoint, 'notOurs');
       failures++;
     }
   }
@@ -84,7 +107,7 @@ export function thawAll(): number {
 
 /** Gives up what was prepared. Not while something is frozen. */
 export function releasePrepared(): void {
-  for (const fd of prepared.splice(0)) libc.close(fd);
+  for (const { fd } of prepared.splice(0)) libc.close(fd);
   for (const { mapping } of gates.splice(0)) libc.unmap(mapping);
 }
 
@@ -118,16 +141,18 @@ export function onHang(report: () => void): void {
   reportHang = report;
 }
 
-export function thawAfterDeath({ mountPoints }: HelperCalls['thawAfterDeath']['params']): null {
+export function thawAfterDeath({ mountPoints }: HelperCalls['thawAfterDeath']['params']): { thawed: number } {
+  let thawed = 0;
   for (const mountPoint of mountPoints) {
     const fd = openMount(mountPoint);
     try {
       thaw(fd);
+      thawed++;
     } catch (error) {
       if (errnoOfError(error) !== EINVAL) throw error;
     } finally {
       libc.close(fd);
     }
   }
-  return null;
+  return { thawed };
 }

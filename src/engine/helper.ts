@@ -22,6 +22,7 @@ import {
   endFreeze,
   freezePrepared,
   frozenCount,
+  onFreezeStep,
   onHang,
   prepareFreeze,
   releasePrepared,
@@ -172,6 +173,10 @@ const keeper = new Rpc(channel, async (name, params) => {
 });
 onHang(() => {
   keeper.call('engineHangs', {}).catch(() => undefined);
+});
+onFreezeStep((mountPoint, step) => {
+  // An older keeper does not know of it, and thaws everything when this process has died.
+  keeper.call('freezeStep', { mountPoint, step }).catch(() => undefined);
 });
 channel.onEnd(() => {
   endHook();

@@ -1,17 +1,21 @@
 /**
  * The keeper's helpers: started, called, ended; and the last watch over what they freeze.
  *
- * A helper that hangs is left to the kernel: it dies when its call returns. One that dies while it holds a file system frozen
- * would leave it so for ever: another one thaws it.
+ * A helper that hangs is left to the kernel: it dies when its call returns. One that hangs or dies while it holds a file system
+ * frozen would leave it so: others thaw in its place (`helper-thaws.ts`).
  *
  * Starting a process is most of what a short operation takes. So one whose session has ended, every call of which was answered
  * without an error, gives up all that it holds and rests for a few seconds: whoever wants a helper next goes on with it.
  */
 import { type ChildProcess, fork } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
+import * as v from 'valibot';
 import { CowbirdError, messageOf } from '../sys/errors.js';
+import { whenEnded } from './child-end.js';
 import { reportOutput } from './child-output.js';
 import type { EventInput } from './events.js';
+import { FREEZE_STEPS } from './helper-calls.js';
+import { Freeze, type Thawing } from './helper-thaws.js';
 import { sameName } from './process-name.js';
 import { ENGINE_PROTOCOL } from './protocol.js';
 import { childChannel, Rpc } from './rpc.js';
@@ -19,7 +23,6 @@ import { REST_CALL } from './services.js';
 
 /** How long the helpers of a dead engine may take to clean up behind them. */
 const LEAVE_MS_MAX = 10_000;
-const THAW_TIMEOUT_MS = 60_000;
 /** How long one rests before it ends. */
 const REST_MS = 5_000;
 const REST_TIMEOUT_MS = 1_000;
@@ -31,10 +34,13 @@ interface Helper {
   readonly protocol: number;
   /** A call failed: what that has left is not known. */
   isSpent: boolean;
-  /** Mount points that it was told to freeze, and whether it may have done so. */
-  mountPoints: string[];
-  isFreezing: boolean;
+  readonly freeze: Freeze;
+  /** At work for the keeper itself, not for an engine. */
+  isKeepers: boolean;
 }
+
+const Step = v.object({ mountPoint: v.string(), step: v.picklist(FREEZE_STEPS) });
+const Thawed = v.object({ thawed: v.number() });
 
 export class Helpers {
   readonly #report: (event: EventInput) => void;
@@ -43,13 +49,21 @@ export class Helpers {
   readonly #running = new Map<number, Helper>();
   readonly #leaving = new Set<ChildProcess>();
   #resting: { number: number; timer: NodeJS.Timeout } | undefined;
+  readonly #startProcess: (protocol: number) => ChildProcess;
   #waiting: Array<() => void> = [];
   #next = 1;
+  #isOver = false;
 
-  constructor(report: (event: EventInput) => void, onEngineHang: () => void, beforeProcess: () => void) {
+  constructor(
+    report: (event: EventInput) => void,
+    onEngineHang: () => void,
+    beforeProcess: () => void,
+    startProcess = startHelper,
+  ) {
     this.#report = report;
     this.#onEngineHang = onEngineHang;
     this.#beforeProcess = beforeProcess;
+    this.#startProcess = startProcess;
   }
 
   /** Starts a helper, or takes the one that rests; `protocol`: of the process that asks for it. */
@@ -60,50 +74,62 @@ export class Helpers {
       if (helper?.protocol === protocol && helper.child.connected) return rested;
       this.#dismiss(rested);
     }
-    const program = fileURLToPath(new URL('./helper.js', import.meta.url));
     this.#beforeProcess();
-    const child = fork(program, [String(protocol)], {
-      stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
-      execArgv: process.execArgv,
-      cwd: '/',
-      ...sameName(),
-    });
+    const child = this.#startProcess(protocol);
     reportOutput(child, 'helper', this.#report);
     const number = this.#next++;
-    const rpc = new Rpc(childChannel(child), async (name) => {
-      if (name !== 'engineHangs') throw new CowbirdError('ENOSYS', `A helper does not ask for ${name}`);
-      this.#onEngineHang();
-    });
-    const helper: Helper = { child, rpc, protocol, isSpent: false, mountPoints: [], isFreezing: false };
+    const rpc = new Rpc(childChannel(child), async (name, params) => this.#asked(helper, name, params));
+    const helper: Helper = { child, rpc, protocol, isSpent: false, freeze: new Freeze(), isKeepers: false };
     this.#running.set(number, helper);
     child.on('error', (error) =>
       this.#report({ event: 'helper.error', level: 'warning', message: `A helper: ${messageOf(error)}` }),
     );
-    child.once('exit', (code) => {
+    whenEnded(child, (code) => {
       this.#running.delete(number);
       if (this.#resting?.number === number) this.#endRest();
       this.#leaving.delete(child);
       if (this.#leaving.size === 0) for (const wake of this.#waiting.splice(0)) wake();
-      if (helper.isFreezing && code !== 0) this.#thawFor(helper);
+      helper.freeze.end();
+      if (helper.freeze.isOn && code !== 0) helper.freeze.thawAll(this.#thawing);
     });
     return number;
+  }
+
+  #asked({ freeze }: Helper, name: string, params: unknown): void {
+    if (name === 'engineHangs') this.#onEngineHang();
+    else if (name === 'freezeStep') {
+      const { mountPoint, step } = v.parse(Step, params);
+      freeze.note(mountPoint, step);
+    } else throw new CowbirdError('ENOSYS', `A helper does not ask for ${name}`);
   }
 
   async call(number: number, call: string, params: unknown, timeoutMs: number): Promise<unknown> {
     const helper = this.#running.get(number);
     if (helper === undefined)
       throw new CowbirdError('EPIPE', `Helper ${number} has ended before ${call}`, { outcome: 'failed' });
-    if (call === 'prepareFreeze') helper.mountPoints = mountPointsOf(params);
-    if (call === 'freeze') helper.isFreezing = true;
+    const { freeze } = helper;
+    if (call === 'prepareFreeze') freeze.prepare(mountPointsOf(params));
+    if (call === 'freeze') freeze.isOn = true;
     try {
       const result = await helper.rpc.call(call, params, timeoutMs);
-      if (call === 'thaw') helper.isFreezing = false;
+      if (call === 'thaw') freeze.isOn = false;
       return result;
     } catch (error) {
       helper.isSpent = true;
-      if (error instanceof CowbirdError && error.code === 'ETIMEDOUT') helper.child.kill('SIGKILL');
-      throw error;
+      if (!(error instanceof CowbirdError) || error.code !== 'ETIMEDOUT') throw error;
+      const { busy } = freeze;
+      this.#endHung(helper);
+      if (!freeze.isOn || busy.length === 0) throw error;
+      throw new CowbirdError('ETIMEDOUT', `${error.message}: ${busy.join(', ')} does not answer`, {
+        outcome: 'failed',
+      });
     }
+  }
+
+  /** SIGKILL ends it when its call has returned; what it holds frozen does not wait for that. */
+  #endHung({ child, freeze }: Helper): void {
+    child.kill('SIGKILL');
+    if (freeze.isOn) freeze.thawAll(this.#thawing);
   }
 
   /** The end of a session: the helper rests, or ends. */
@@ -145,9 +171,16 @@ export class Helpers {
   /** The engine is dead: its helpers have nobody to tell. They thaw what they froze, remove what nobody keeps, and end. */
   dismissAll(): void {
     this.#endRest();
-    for (const { child } of this.#running.values()) {
+    for (const [number, helper] of this.#running) {
+      const { child, freeze, isKeepers } = helper;
+      if (isKeepers) continue;
       this.#leaving.add(child);
       if (child.connected) child.disconnect();
+      if (!freeze.isOn) continue;
+      // One that hangs in a file system thaws nothing.
+      setTimeout(() => {
+        if (this.#running.get(number) === helper) this.#endHung(helper);
+      }, LEAVE_MS_MAX).unref();
     }
   }
 
@@ -163,23 +196,45 @@ export class Helpers {
   }
 
   killAll(): void {
+    this.#isOver = true;
     this.#endRest();
     for (const { child } of this.#running.values()) child.kill('SIGKILL');
   }
 
-  #thawFor(dead: Helper): void {
-    const { mountPoints } = dead;
+  readonly #thawing: Thawing = {
+    thawOne: (mountPoint) => this.#thawOne(mountPoint),
+    report: (event) => this.#report(event),
+    isOver: () => this.#isOver,
+  };
+
+  /** Without a limit: a thaw that hangs is made when the kernel can, and nobody must try it a second time until then. */
+  async #thawOne(mountPoint: string): Promise<boolean> {
     const number = this.start(ENGINE_PROTOCOL);
-    this.call(number, 'thawAfterDeath', { mountPoints }, THAW_TIMEOUT_MS)
-      .catch((error: unknown) =>
-        this.#report({
-          event: 'thaw.failed',
-          level: 'error',
-          message: `${mountPoints.join(', ')} may be frozen (\`fsfreeze -u\` thaws): ${messageOf(error)}`,
-        }),
-      )
-      .finally(() => this.end(number));
+    const helper = this.#running.get(number);
+    if (helper === undefined) throw new CowbirdError('EPIPE', 'No helper could be started', { outcome: 'failed' });
+    helper.isKeepers = true;
+    try {
+      const result = await helper.rpc.call('thawAfterDeath', { mountPoints: [mountPoint] });
+      // One of an older version does not say: it is asked again where that matters.
+      return v.is(Thawed, result) && result.thawed > 0;
+    } catch (error) {
+      helper.isSpent = true;
+      throw error;
+    } finally {
+      helper.isKeepers = false;
+      await this.end(number);
+    }
   }
+}
+
+function startHelper(protocol: number): ChildProcess {
+  const program = fileURLToPath(new URL('./helper.js', import.meta.url));
+  return fork(program, [String(protocol)], {
+    stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
+    execArgv: process.execArgv,
+    cwd: '/',
+    ...sameName(),
+  });
 }
 
 function mountPointsOf(params: unknown): string[] {
