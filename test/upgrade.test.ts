@@ -8,6 +8,7 @@ import { describe, it, type TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { daemonText } from '../src/cli/tables.js';
 import { ENGINE_PROTOCOL, OLDEST_KEEPER } from '../src/engine/protocol.js';
+import { requireSwappable } from '../src/engine/swap.js';
 import * as cowbird from '../src/index.js';
 import { codeOf, errnoOfError } from '../src/sys/errors.js';
 import { CANNOT, digestOf, fill, Lab, MIB, run, until } from './lab.js';
@@ -123,6 +124,13 @@ describe('a live upgrade', { skip: CANNOT }, () => {
     await fill(`${mnt}/a`, 20);
     const snapshot = await cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 60 * MIB }, lab.client);
     const before = digestOf(snapshot);
+    // A kernel that does not send requests again would leave those in hand without an answer.
+    const inUse = {
+      code: 'EBUSY',
+      message: new RegExp(`${node} is mounted on ${mnt}.*Linux 6\\.1\\.0-28-amd64 does not send`),
+    };
+    await assert.rejects(requireSwappable([snapshot, node], '6.1.0-28-amd64'), inUse);
+    await requireSwappable([node], '6.9.0');
     const stopWriter = await lab.writer(mnt);
     installed.replace('version.js', cowbird.VERSION, '0.2.0');
     const status = await cowbird.restartDaemon(lab.client);

@@ -21,6 +21,7 @@ import { infoFromRecords, listFromRecords } from '../engine/keeper-view.js';
 import { GroupGuard, lockProgramText, protectKeeper } from '../engine/protection.js';
 import { ENGINE_PROTOCOL, requireSuccessor } from '../engine/protocol.js';
 import { cleanUpStale } from '../engine/stale.js';
+import { nodesOf, requireSwappable } from '../engine/swap.js';
 import { CowbirdError, messageOf } from '../sys/errors.js';
 import { tryLockFile } from '../sys/fsfile.js';
 import { notify } from '../sys/notify.js';
@@ -85,6 +86,7 @@ async function call(operation: string, params: unknown): Promise<unknown> {
     case 'daemonRestart':
       // The old engine is the only one that is known to work: what is on disk must show itself first.
       await requireSuccessor(enginePath, { protocol: ENGINE_PROTOCOL, version: VERSION });
+      await requireSwappable(nodesOf(keeper.volumes));
       await keeper.restart();
       return status();
     case 'daemonStop':
