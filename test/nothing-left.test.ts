@@ -2,7 +2,9 @@
 import assert from 'node:assert/strict';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { describe, it, type TestContext } from 'node:test';
+import { fileURLToPath } from 'node:url';
 import * as cowbird from '../src/index.js';
+import { boundLoops } from '../src/sys/blkdev.js';
 import { program, traces } from './harness.js';
 import { CANNOT, fill, Lab, MIB, run, until } from './lab.js';
 
@@ -36,6 +38,26 @@ async function refused(lab: Lab, code: string, errno: number, action: () => Prom
   });
   assert.deepEqual(await traces(lab), before, 'nothing is left behind');
 }
+
+/** Where the size of a loop device's requests cannot be written; the prefix of a command. */
+const READ_ONLY_SYS = ['-m', 'sh', '-c', 'mount -o remount,bind,ro /sys && exec "$@"', 'sh'];
+const PROGRAM = fileURLToPath(new URL('../../bin/cowbird', import.meta.url));
+
+describe('a failing attach', { skip: CANNOT }, () => {
+  it('gives back the loop device that it cannot set up', async (t) => {
+    const lab = new Lab(t);
+    const image = lab.image('volume', 20 * MIB);
+    const before = new Set(boundLoops().map(({ node }) => node));
+    const env = ['RUN_DIR', 'STATE_DIR'].map((name) => `COWBIRD_${name}=${lab.env[`COWBIRD_${name}`]}`);
+    const attach = ['env', ...env, process.execPath, PROGRAM, 'attach', image, '--name', `volume-${lab.tag}`];
+    await assert.rejects(run('unshare', ...READ_ONLY_SYS, ...attach), /EROFS/);
+    // The name of a file whose file system is mounted nowhere is `/`.
+    const left = boundLoops().filter(
+      ({ node, backingFile }) => !before.has(node) && (backingFile === '/' || backingFile.startsWith(lab.folder)),
+    );
+    assert.deepEqual(left, []);
+  });
+});
 
 describe('setup-snapshot refuses', { skip: CANNOT }, () => {
   it('a minor in use (EBUSY), a volume that is tracked already and a minor above 255 (EINVAL)', async (t) => {

@@ -79,7 +79,13 @@ const calls: Implementation = {
     const fd = libc.open(target, readOnly ? libc.O_RDONLY : libc.O_RDWR);
     try {
       const node = bindLoop(fd, target, { readOnly, partitionScan, logicalSectorBytes });
-      setMaxRequestKib(node, MAX_REQUEST_KIB);
+      try {
+        setMaxRequestKib(node, MAX_REQUEST_KIB);
+      } catch (error) {
+        // Nobody has been told of it, so nobody else would end it.
+        releaseLoop(node, target);
+        throw error;
+      }
       return { node };
     } finally {
       libc.close(fd);
