@@ -71,6 +71,30 @@ describe('the store', { skip: CANNOT }, () => {
     }
   });
 
+  it('named through a bind mount of a folder is found where it lies in its file system, mounted or not', async (t) => {
+    const lab = new Lab(t);
+    const node = await lab.attached('volume', 64 * MIB);
+    await lab.mkfs(node, 'ext4');
+    const mnt = await lab.mount(node);
+    mkdirSync(`${mnt}/data`);
+    const bound = lab.path('bound');
+    mkdirSync(bound);
+    await run('mount', '--bind', `${mnt}/data`, bound);
+    lab.onEnd(() => run('umount', bound));
+    await cowbird.setupSnapshot(node, `${bound}/cow`, 110, { storeBytes: 20 * MIB }, lab.client);
+    assert.equal((await lab.status(110)).cow_file, '/data/cow');
+    await run('umount', bound);
+    await run('umount', mnt);
+    await until('it is dormant', async () => (await lab.status(110)).state === 1);
+    await lab.mount(node);
+    const { state, error } = await lab.status(110);
+    assert.deepEqual({ state, error }, { state: 3, error: undefined });
+    await run('umount', mnt);
+    await cowbird.destroy(110, lab.client);
+    await lab.mount(node);
+    await run('rm', `${mnt}/data/cow`);
+  });
+
   it('grows by expand-cow-file, and the snapshot is what it was', async (t) => {
     const { lab, mnt, image } = await bench(t, 110, 20);
     // Deleted, not trimmed: blocks that the store may get hold what the snapshot must still show.

@@ -18,9 +18,10 @@ export interface CreatedStore extends StoreFile {
   sizeBytes: number;
   /** Of the volume's file system when the store lies on it: the mount point; else ''. */
   mountPoint: string;
+  /** The directory of that file system which is mounted there: `/`, unless it is a bind mount. */
+  root: string;
   /** Byte offset that FIEMAP's addresses of this file begin at on the volume (a partition's start). */
   startBytes: number;
-  immutable: boolean;
 }
 
 export interface HelperCalls {

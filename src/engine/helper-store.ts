@@ -20,26 +20,22 @@ import {
   statSync,
   unlinkSync,
 } from 'node:fs';
-import { basename, dirname, join, relative } from 'node:path';
+import { dirname } from 'node:path';
 import { decodeHeader } from '../cow/header.js';
 import { encodeEntriesFromBitmap } from '../cow/index-codec.js';
-import { belowPath } from '../sys/below.js';
-import { deviceNumber, deviceNumbersOn } from '../sys/blkdev.js';
 import { assert, CowbirdError, errnoOfError } from '../sys/errors.js';
 import { type FileExtent, fileExtents, isRealtimeFile, openUnnamed, setImmutable } from '../sys/fsfile.js';
 import * as libc from '../sys/libc.js';
-import { type MountEntry, mountOf, ownMounts } from '../sys/mounts.js';
 import { BLOCK_BYTES, layoutFor } from '../tracer/layout.js';
 import type { CreatedStore, HelperCalls, StoreFile } from './helper-calls.js';
 import { whileMapped } from './helper-descriptors.js';
+import { placeOf, type StorePlace } from './helper-place.js';
 import { writeManyZeros, writeWhole, writeZeros } from './helper-writes.js';
 
 const EOPNOTSUPP = 95;
 const MODE = 0o600;
-const ON_VOLUME = new Set(['ext2', 'ext3', 'ext4', 'xfs']);
 
 type Params<N extends keyof HelperCalls> = HelperCalls[N]['params'];
-type StorePlace = Pick<CreatedStore, 'kind' | 'mountPoint' | 'startBytes'>;
 
 /** Creates and allocates a COW file. On any failure nothing is left. */
 export function createStore(params: Params<'createStore'>): CreatedStore {
@@ -79,7 +75,7 @@ function fillStore(params: Params<'createStore'>, place: StorePlace, unnamed: bo
     notKept.push(created);
     fsyncSync(fd);
     syncDirectory(path);
-    return { ...place, ...created, sizeBytes, immutable: false };
+    return { ...place, ...created, sizeBytes };
   } catch (error) {
     if (isNamed) unlinkSync(path);
     throw asRefusal(error, `COW file ${path} of ${sizeBytes} bytes`);
@@ -143,52 +139,6 @@ function refuseExisting(path: string): void {
   }
   if (stats.isDirectory()) throw new CowbirdError('EISDIR', `The COW path ${path} is a directory: name a file in it`);
   throw new CowbirdError('EEXIST', `${path} exists already: name a new file, or remove it first`);
-}
-
-/** Whether the file will lie on the volume, and refuses the places that would wait for themselves. */
-function placeOf(params: Params<'createStore'>): StorePlace {
-  const directory = realpathSync(dirname(params.path));
-  const mount = mountOf(directory, ownMounts());
-  const dev = deviceNumber(statSync(directory).dev);
-  const own = deviceNumbersOn(params.node).find(({ number, name }) => isOn(mount, dev, number, name));
-  if (own !== undefined) {
-    if (!ON_VOLUME.has(mount.fsType)) {
-      throw new CowbirdError(
-        'EINVAL',
-        `A COW file on the volume itself needs ext2, ext3, ext4 or xfs, and ${mount.mountPoint} is ${mount.fsType}: put it on another file system`,
-      );
-    }
-    if (own.startBytes === null) {
-      throw new CowbirdError(
-        'EINVAL',
-        `${mount.mountPoint} lies on ${own.name}, which is stacked on the volume: put the COW file elsewhere`,
-      );
-    }
-    if (mount.readOnlySuper || mount.readOnlyMount) {
-      throw new CowbirdError('EINVAL', `${mount.mountPoint} is mounted read-only: remount it read-write`);
-    }
-    return { kind: 'origin', mountPoint: mount.mountPoint, startBytes: own.startBytes };
-  }
-  if (params.onVolumeOnly) {
-    throw new CowbirdError(
-      'EINVAL',
-      `${params.path} is not on the volume ${params.node}; \`cowbird setup-snapshot\` allows that, dbdctl does not`,
-    );
-  }
-  const { numbers } = belowPath(directory, { withFiles: false });
-  for (const node of params.volumeNodes) {
-    if (numbers.has(deviceNumber(statSync(node).rdev))) {
-      throw new CowbirdError(
-        'EINVAL',
-        `${params.path} lies on ${node}, a volume that Cowbird serves itself: put the COW file on a file system of a disk that is not attached`,
-      );
-    }
-  }
-  return { kind: 'device', mountPoint: '', startBytes: 0 };
-}
-
-function isOn(mount: MountEntry, dev: string, number: string, name: string): boolean {
-  return number === dev || number === mount.device || mount.source === `/dev/${name}`;
 }
 
 function refuseTooLarge(path: string, sizeBytes: number): void {
@@ -391,9 +341,4 @@ function hasBits(map: Int32Array, first: number, count: number): boolean {
   const end = Math.min(map.length, (first + count) / 32);
   for (let word = first / 32; word < end; word++) if (map[word] !== 0) return true;
   return false;
-}
-
-/** The path of a file as its file system's root sees it. */
-export function pathInside(path: string, mountPoint: string): string {
-  return join('/', relative(mountPoint, join(dirname(path), basename(path))));
 }

@@ -6,6 +6,7 @@
  * every extent and read back through the origin. Only what reads back there is ours.
  */
 import { createHash } from 'node:crypto';
+import { join, relative } from 'node:path';
 import { dataOffsetBytes, defaultStoreBytes } from '../cow/geometry.js';
 import { CowbirdError } from '../sys/errors.js';
 import { FIEMAP_EXTENT, type FileExtent } from '../sys/fsfile.js';
@@ -114,7 +115,8 @@ export async function prepareStore(
     ...base,
     config: { kind: 'origin', extents, slots, placeCount, ...zero },
     fsType: mount?.fsType ?? '',
-    cowFile: created.mountPoint === '/' ? created.path : created.path.slice(created.mountPoint.length),
+    // As its file system's root has it: what is mounted there may be a directory of it only.
+    cowFile: join(created.root, relative(created.mountPoint, created.path)),
     storeFd: null,
     ownFd: undefined,
   };
