@@ -1,6 +1,6 @@
 /** The store: full, grown, trimmed around, written by others. */
 import assert from 'node:assert/strict';
-import { existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, it, type TestContext } from 'node:test';
 import * as cowbird from '../src/index.js';
@@ -69,6 +69,39 @@ describe('the store', { skip: CANNOT }, () => {
       await cowbird.destroy(110, lab.client);
       assert.equal(existsSync(store), false, 'the file is left behind');
     }
+  });
+
+  it('elsewhere: is gone on with, and goes in the end, when its file system has come back as another device', async (t) => {
+    const lab = new Lab(t);
+    const node = await lab.attached('volume', 64 * MIB);
+    await lab.mkfs(node, 'ext4');
+    const mnt = await lab.mount(node);
+    await fill(`${mnt}/a`, 10);
+    const [disk, other] = [lab.image('disk', 64 * MIB), lab.image('other', MIB)];
+    const loop = (await run('losetup', '-f', '--show', disk)).trim();
+    lab.onEnd(() => run('losetup', '-d', loop));
+    await lab.mkfs(loop, 'ext4');
+    const store = `${await lab.mount(loop, 'elsewhere')}/cow`;
+    const snapshot = await cowbird.setupSnapshot(node, store, 110, { storeBytes: 20 * MIB }, lab.client);
+    const before = digestOf(snapshot);
+    await run('umount', mnt);
+    await cowbird.stopDaemon({}, lab.client);
+    const { dev } = statSync(store);
+    await run('umount', lab.path('elsewhere'));
+    await run('losetup', '-d', loop);
+    await run('losetup', loop, other);
+    const again = (await run('losetup', '-f', '--show', disk)).trim();
+    lab.onEnd(() => run('losetup', '-d', again));
+    await lab.mount(again, 'elsewhere');
+    assert.notEqual(statSync(store).dev, dev);
+    await cowbird.reloadSnapshot(lab.link('volume'), store, 110, {}, lab.client);
+    await lab.mount(lab.link('volume'));
+    await fill(`${mnt}/a`, 5);
+    const { state, error } = await lab.status(110);
+    assert.deepEqual({ state, error }, { state: 3, error: undefined });
+    assert.equal(digestOf(snapshot), before);
+    await cowbird.destroy(110, lab.client);
+    assert.equal(existsSync(store), false, 'the file is left behind');
   });
 
   it('named through a bind mount of a folder is found where it lies in its file system, mounted or not', async (t) => {

@@ -9,8 +9,14 @@ import type { HookEnd, HookOrder } from '../sys/hook.js';
 export interface StoreFile {
   /** Real path as this mount namespace sees it. */
   path: string;
+  /** Of its file system when it was made or found again: many have another number with each mount. */
   dev: number;
   ino: number;
+  /**
+   * Node of the volume that it lies on, whose number, or a partition's of it, is then that of its file system: an attached volume
+   * keeps its node. Absent of a file elsewhere, whose file system is mounted for as long as it is in use.
+   */
+  on?: string;
 }
 
 export interface CreatedStore extends StoreFile {
@@ -49,6 +55,8 @@ export interface HelperCalls {
     };
     result: CreatedStore;
   };
+  /** A COW file elsewhere, that was there before: as it is now. A store may lie on no attached volume but its own. */
+  findStore: { params: { path: string; volumeNodes: string[] }; result: StoreFile };
   /** The created file is somebody's now: until then it is removed when this helper's parent goes. */
   keepStore: { params: { file: StoreFile }; result: null };
   /** Whether that very file is still there. */
@@ -59,7 +67,10 @@ export interface HelperCalls {
   eraseNonces: { params: { file: StoreFile; offsets: number[]; indexBytes: number }; result: null };
   setImmutable: { params: { file: StoreFile; immutable: boolean }; result: { supported: boolean } };
   /** Clears the attribute of a file of an unmounted volume, by a private mount. */
-  clearImmutableUnmounted: { params: { node: string; fsType: string; pathInside: string }; result: null };
+  clearImmutableUnmounted: {
+    params: { node: string; fsType: string; pathInside: string; file: StoreFile };
+    result: null;
+  };
   unlinkStore: { params: { file: StoreFile }; result: null };
   /** `immutable`: the attribute is set afterwards; only a store on the volume itself can bear it. */
   truncateStore: { params: { file: StoreFile; lengthBytes: number; immutable: boolean }; result: null };

@@ -1,11 +1,11 @@
 /** Where a COW file may lie: on its own volume, or on what this daemon does not serve. From a helper only: these calls may wait. */
-import { realpathSync, statSync } from 'node:fs';
+import { lstatSync, realpathSync, statSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { belowPath } from '../sys/below.js';
 import { deviceNumber, deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError } from '../sys/errors.js';
 import { type MountEntry, mountOf, ownMounts } from '../sys/mounts.js';
-import type { CreatedStore, HelperCalls } from './helper-calls.js';
+import type { CreatedStore, HelperCalls, StoreFile } from './helper-calls.js';
 
 const ON_VOLUME = new Set(['ext2', 'ext3', 'ext4', 'xfs']);
 
@@ -60,4 +60,12 @@ function refuseServed(path: string, directory: string, volumeNodes: readonly str
       );
     }
   }
+}
+
+/** A COW file elsewhere, as it is now. */
+export function findStore({ path }: HelperCalls['findStore']['params']): StoreFile {
+  const stats = lstatSync(path);
+  if (!stats.isFile()) throw new CowbirdError('EINVAL', `${path} is no file: the COW file of the series was one`);
+  const { dev, ino } = stats;
+  return { path, dev, ino };
 }

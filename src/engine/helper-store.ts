@@ -18,7 +18,6 @@ import {
   realpathSync,
   statfsSync,
   statSync,
-  unlinkSync,
 } from 'node:fs';
 import { dirname } from 'node:path';
 import { decodeHeader } from '../cow/header.js';
@@ -29,6 +28,7 @@ import * as libc from '../sys/libc.js';
 import { BLOCK_BYTES, layoutFor } from '../tracer/layout.js';
 import type { CreatedStore, HelperCalls, StoreFile } from './helper-calls.js';
 import { whileMapped } from './helper-descriptors.js';
+import { isStore, removeName, unlinkStore, whileMutable, withStore } from './helper-files.js';
 import { placeOf, type StorePlace } from './helper-place.js';
 import { writeManyZeros, writeWhole, writeZeros } from './helper-writes.js';
 
@@ -70,18 +70,22 @@ function fillStore(params: Params<'createStore'>, place: StorePlace, unnamed: bo
     fsyncSync(fd);
     if (!isNamed && !tryName(fd, path)) return undefined;
     isNamed = true;
-    const { dev, ino } = fstatSync(fd);
-    const created = { path: realpathSync(path), dev, ino };
+    const created = { path: realpathSync(path), ...identityOf(fd) };
     notKept.push(created);
     fsyncSync(fd);
     syncDirectory(path);
     return { ...place, ...created, sizeBytes };
   } catch (error) {
-    if (isNamed) unlinkSync(path);
+    if (isNamed) removeName({ path, ...identityOf(fd) });
     throw asRefusal(error, `COW file ${path} of ${sizeBytes} bytes`);
   } finally {
     closeSync(fd);
   }
+}
+
+function identityOf(fd: number): Pick<StoreFile, 'dev' | 'ino'> {
+  const { dev, ino } = fstatSync(fd);
+  return { dev, ino };
 }
 
 /** EPERM, ENOENT, EACCES, EXDEV, EOPNOTSUPP: this file system, or somebody who guards it, gives such files no names. */
@@ -114,16 +118,6 @@ export function hasNotKept(): boolean {
 /** Removes what was created and not kept, when the parent has gone. */
 export function removeNotKept(): void {
   for (const file of notKept.splice(0)) if (isStore({ file }).present) unlinkStore({ file });
-}
-
-export function isStore({ file }: Params<'isStore'>): { present: boolean } {
-  try {
-    const stats = lstatSync(file.path);
-    return { present: stats.isFile() && stats.ino === file.ino };
-  } catch (error) {
-    if (errnoOfError(error) === 2) return { present: false };
-    throw error;
-  }
 }
 
 function refuseExisting(path: string): void {
@@ -188,34 +182,6 @@ function asRefusal(error: unknown, subject: string): unknown {
   return error;
 }
 
-/** Opens a COW file by its path and makes sure that it is the very file that was recorded. */
-export function openStore(file: StoreFile, flags: number): number {
-  const fd = openSync(file.path, flags);
-  const stats = lstatSync(file.path);
-  if (stats.ino === file.ino && stats.isFile()) return fd;
-  closeSync(fd);
-  throw new CowbirdError(
-    'EUCLEAN',
-    `${file.path} is another file than the one that was set up (inode ${stats.ino}, expected ${file.ino})`,
-    { outcome: 'failed' },
-  );
-}
-
-function withStore<T>(file: StoreFile, flags: number, action: (fd: number) => T): T {
-  const fd = openStore(file, flags);
-  try {
-    return action(fd);
-  } finally {
-    closeSync(fd);
-  }
-}
-
-/** The file's immutable attribute is lifted for the action, and set again where it was asked to stay. */
-function whileMutable<T>(file: StoreFile, action: (fd: number) => T): T {
-  withStore(file, constants.O_RDONLY, (fd) => setImmutable(fd, false));
-  return withStore(file, constants.O_RDWR, action);
-}
-
 export function extentsOf(params: Params<'extents'>): { extents: FileExtent[] } {
   return withStore(params.file, constants.O_RDONLY, (fd) => {
     fsyncSync(fd);
@@ -252,13 +218,6 @@ export function makeImmutable(params: Params<'setImmutable'>): { supported: bool
   return withStore(params.file, constants.O_RDONLY, (fd) => ({ supported: setImmutable(fd, params.immutable) }));
 }
 
-export function unlinkStore(params: Params<'unlinkStore'>): null {
-  whileMutable(params.file, () => null);
-  unlinkSync(params.file.path);
-  syncDirectory(params.file.path);
-  return null;
-}
-
 export function truncateStore(params: Params<'truncateStore'>): null {
   return whileMutable(params.file, (fd) => {
     libc.ftruncate(fd, params.lengthBytes);
@@ -271,7 +230,7 @@ export function truncateStore(params: Params<'truncateStore'>): null {
 
 export function growStore(params: Params<'growStore'>): null {
   const { file, fromBytes, toBytes, reservedBytes } = params;
-  const { bavail, bsize } = statfsSync(file.path);
+  const { bavail, bsize } = withStore(file, constants.O_RDONLY, (fd) => statfsSync(`/proc/self/fd/${fd}`));
   if (toBytes - fromBytes + reservedBytes > bavail * bsize) {
     throw new CowbirdError(
       'ENOSPC',

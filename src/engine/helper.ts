@@ -5,11 +5,10 @@
  * engine nor keeper makes them. A helper may hang. It runs one call at a time, and thaws what it froze when its parent goes
  * away or `thaw` does not come in time, whatever else happens.
  */
-import { closeSync, existsSync, mkdirSync, openSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { bindLoop, releaseLoop, setMaxRequestKib } from '../sys/blkdev.js';
 import { CowbirdError } from '../sys/errors.js';
-import { setImmutable } from '../sys/fsfile.js';
 import { endHook, runHook } from '../sys/hook.js';
 import * as libc from '../sys/libc.js';
 import { ownMounts } from '../sys/mounts.js';
@@ -17,6 +16,7 @@ import { withPrivateMount } from '../sys/private-mount.js';
 import { VERSION } from '../version.js';
 import type { HelperCall, HelperCalls } from './helper-calls.js';
 import { withKeepers } from './helper-descriptors.js';
+import { isStore, unlinkStore } from './helper-files.js';
 import { mapFree } from './helper-free.js';
 import {
   endFreeze,
@@ -29,6 +29,7 @@ import {
   thawAfterDeath,
   thawAll,
 } from './helper-freeze.js';
+import { findStore } from './helper-place.js';
 import {
   closeStore,
   createStore,
@@ -36,12 +37,10 @@ import {
   extentsOf,
   growStore,
   hasNotKept,
-  isStore,
   keepStore,
   makeImmutable,
   removeNotKept,
   truncateStore,
-  unlinkStore,
   writeNonces,
 } from './helper-store.js';
 import { ENGINE_PROTOCOL } from './protocol.js';
@@ -100,23 +99,19 @@ const calls: Implementation = {
     return null;
   },
   createStore,
+  findStore,
   keepStore,
   isStore,
   extents: extentsOf,
   writeNonces,
   eraseNonces,
   setImmutable: makeImmutable,
-  clearImmutableUnmounted({ node, fsType, pathInside }) {
+  clearImmutableUnmounted({ node, fsType, pathInside, file }) {
     // Nobody sees this mount, and it ends with this process.
     mustEnd = true;
     const options = fsType === 'xfs' ? 'nouuid' : '';
     withPrivateMount({ node, fsType, flags: MS_NOATIME, options }, (at) => {
-      const fd = openSync(join(at, pathInside), 'r');
-      try {
-        setImmutable(fd, false);
-      } finally {
-        closeSync(fd);
-      }
+      makeImmutable({ file: { ...file, path: join(at, pathInside), on: node }, immutable: false });
     });
     return null;
   },

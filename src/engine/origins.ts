@@ -116,15 +116,16 @@ function refuseOtherFormats(fd: number, path: string): void {
   }
 }
 
-/** A store of its own: a file on another file system, or a disk. */
+/** A store of its own: a file on another file system, or a disk. Nobody's link to something else. */
 export function openStore(path: string): { storeFd: number; sizeBytes: number } {
+  const flags = libc.O_RDWR + constants.O_NOFOLLOW;
   let fd: number;
   try {
-    fd = libc.open(path, libc.O_RDWR + libc.O_DIRECT);
+    fd = libc.open(path, flags + libc.O_DIRECT);
   } catch (error) {
     // tmpfs before Linux 6.6 has no O_DIRECT; there is no writeback on it that could wait for us.
     if (errnoOfError(error) !== EINVAL) throw error;
-    fd = libc.open(path, libc.O_RDWR);
+    fd = libc.open(path, flags);
   }
   const stats = fstatSync(fd);
   return { storeFd: fd, sizeBytes: stats.isFile() ? stats.size : blockDeviceSizeBytes(fd) };

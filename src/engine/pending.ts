@@ -323,14 +323,16 @@ async function removeOrRelease(
 ): Promise<void> {
   const { file } = old;
   if (file.path === '') return;
+  // It never had the attribute.
+  if (leaveFile && old.store.kind === 'device') return;
   const { node } = volume.record.device;
   await withHelper(context, async (helper) => {
     if (!leaveFile) {
       if ((await helper.call('isStore', { file })).present) await helper.call('unlinkStore', { file });
-    } else if (old.store.kind === 'device' || mountsOn(node).length > 0) {
+    } else if (mountsOn(node).length > 0) {
       await helper.call('setImmutable', { file, immutable: false });
     } else {
-      await helper.call('clearImmutableUnmounted', { node, fsType: old.fsType, pathInside: old.cowFile });
+      await helper.call('clearImmutableUnmounted', { node, fsType: old.fsType, pathInside: old.cowFile, file });
     }
   });
 }

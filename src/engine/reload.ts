@@ -10,20 +10,21 @@
 import { originFingerprint } from '../cow/fingerprint.js';
 import { dataOffsetBytes } from '../cow/geometry.js';
 import { CowbirdError, messageOf } from '../sys/errors.js';
-import * as libc from '../sys/libc.js';
 import { BLOCK_BYTES, Mode, Word } from '../tracer/layout.js';
 import { takeOver } from '../tracer/reloading.js';
 import { slotCount } from '../tracer/switches.js';
 import { runStepsAsync, withScratch } from './async-steps.js';
 import { storeOf } from './cleaning.js';
-import { type EngineContext, undoing } from './context.js';
+import { attachedRecords, type EngineContext, undoing, withHelper } from './context.js';
 import { failPoint } from './fail-points.js';
 import { loadFreeBlocks } from './free-blocks.js';
+import type { StoreFile } from './helper-calls.js';
 import { isMountedWritable, mountsOn, volumeForSnapshot } from './lookup.js';
 import { describeSwitch, finish } from './pending.js';
 import type { SavedSeries, SnapshotRecord } from './records.js';
 import { findSeries, requireHeader } from './saved-state.js';
 import { requireFreeMinor } from './setup.js';
+import { openElsewhere } from './store-elsewhere.js';
 import { clearMemory, configureStore, DEFAULT_CACHE_BYTES, saveRecord } from './tracking.js';
 import type { Volume } from './volume.js';
 
@@ -47,11 +48,13 @@ export async function reload(
   const volume = volumeForSnapshot(context, params.device);
   const alias = params.alias ?? null;
   requireFreeMinor(context, volume, params.minor, alias);
+  const saved = findSeries(context.paths.stateDir, volume.record.origin, params.cowFile, context.emit);
+  const file = saved === undefined ? undefined : await fileOf(context, volume, saved);
+  // Behind what waits.
   if (isMountedWritable(mountsOn(volume.record.device.node))) {
     throw new CowbirdError('EINVAL', `${volume.record.name} is mounted read-write: reload before it is mounted`);
   }
-  const saved = findSeries(context.paths.stateDir, volume.record.origin, params.cowFile, context.emit);
-  const snapshot = recordFor(params, mode, saved);
+  const snapshot = recordFor(params, mode, saved, file);
   clearMemory(volume, { index: true, maps: [0, 1], free: [0, 1], noted: true });
   if (saved === undefined) {
     // As dattobd has it: whether the file is there shows when the volume is mounted.
@@ -65,10 +68,22 @@ export async function reload(
   await goOnWith(context, volume, snapshot, saved);
 }
 
+/**
+ * The file of a series as it is now, of which its file system may have been mounted again since. What it holds proves later that it is
+ * the one; by then the workers use it, so it must not lie on what they serve.
+ */
+async function fileOf(context: EngineContext, volume: Volume, { file, store }: SavedSeries): Promise<StoreFile> {
+  if (store.kind === 'origin') return { ...file, on: volume.record.device.node };
+  const { path } = file;
+  const volumeNodes = attachedRecords(context).map(({ device }) => device.node);
+  return withHelper(context, (helper) => helper.call('findStore', { path, volumeNodes }));
+}
+
 function recordFor(
   params: ReloadParams,
   mode: 'snapshot' | 'incremental',
   saved: SavedSeries | undefined,
+  file: StoreFile = { path: '', dev: 0, ino: 0 },
 ): SnapshotRecord {
   return {
     minor: params.minor,
@@ -76,7 +91,7 @@ function recordFor(
     sequenceId: saved?.sequenceId ?? 0,
     mode,
     cowFile: params.cowFile,
-    file: saved?.file ?? { path: '', dev: 0, ino: 0 },
+    file,
     store: saved?.store ?? { kind: 'origin', extents: [], slots: [], placeCount: 0 },
     storeFd: null,
     storeBytes: saved?.storeBytes ?? 0,
@@ -114,13 +129,14 @@ async function goOnWith(
       return saveRecord(context, volume);
     });
     if (saved.store.kind === 'device') {
-      const { storeFd, sizeBytes } = await context.keeper.call('openStore', { path: saved.file.path });
-      snapshot.storeFd = storeFd;
-      undo.add('close the store', () => context.keeper.call('closeFds', { fds: [storeFd] }));
+      const { storeFd, ownFd, sizeBytes } = await openElsewhere(context, undo, snapshot.file);
       if (sizeBytes < saved.store.placeCount * BLOCK_BYTES)
         throw new CowbirdError('EINVAL', `${saved.file.path} has ${sizeBytes} bytes, and had ${saved.storeBytes}`);
-      volume.storeFd = libc.duplicateFrom(context.keeper.pid, storeFd);
-      undo.add('close the duplicate of the store', () => closeDuplicate(volume));
+      snapshot.storeFd = storeFd;
+      volume.storeFd = ownFd;
+      undo.add('forget the duplicate of the store', () => {
+        volume.storeFd = undefined;
+      });
       // The descriptor belongs to the description too.
       await describeSwitch(context, volume, change, snapshot);
     }
@@ -146,11 +162,6 @@ async function goOnWith(
     failPoint('switched');
     await finish(context, volume);
   });
-}
-
-function closeDuplicate(volume: Volume): void {
-  if (volume.storeFd !== undefined) libc.close(volume.storeFd);
-  volume.storeFd = undefined;
 }
 
 async function verifyAndLoad(

@@ -73,6 +73,7 @@ async function orStuck(context: EngineContext, record: VolumeRecord, action: () 
 /** A volume with this process's duplicates of its descriptors. */
 function openAgain({ keeper, pool }: EngineContext, record: VolumeRecord, onAttention: () => void): Volume {
   failPoint('opening');
+  sayWhereStoresLie(record);
   const duplicate = (fd: number): number => libc.duplicateFrom(keeper.pid, fd);
   const fds = {
     origin: duplicate(record.opened.originFd),
@@ -80,6 +81,12 @@ function openAgain({ keeper, pool }: EngineContext, record: VolumeRecord, onAtte
     memory: duplicate(record.opened.memoryFd),
   };
   return new Volume(record, fds, pool, onAttention);
+}
+
+/** An older engine did not write it down. */
+function sayWhereStoresLie({ device, snapshot, pending }: VolumeRecord): void {
+  for (const each of [snapshot, pending?.old, pending?.next])
+    if (each?.store.kind === 'origin' && each.file.path !== '') each.file.on ??= device.node;
 }
 
 async function serveVolume(context: EngineContext, volume: Volume): Promise<void> {

@@ -10,16 +10,16 @@ import { join, relative } from 'node:path';
 import { dataOffsetBytes, defaultStoreBytes } from '../cow/geometry.js';
 import { CowbirdError } from '../sys/errors.js';
 import { FIEMAP_EXTENT, type FileExtent } from '../sys/fsfile.js';
-import * as libc from '../sys/libc.js';
 import { BLOCK_BYTES } from '../tracer/layout.js';
 import type { StoreConfig, StoreExtent } from '../tracer/store-map.js';
 import { withScratch } from './async-steps.js';
 import { attachedRecords, type EngineContext, type Undo, withHelper } from './context.js';
 import { failPoint } from './fail-points.js';
-import type { StoreFile } from './helper-calls.js';
+import type { CreatedStore, StoreFile } from './helper-calls.js';
 import { mountsOn } from './lookup.js';
 import { announce } from './pending.js';
 import type { HelperSession } from './services.js';
+import { openElsewhere } from './store-elsewhere.js';
 import type { Volume } from './volume.js';
 
 export interface PreparedStore {
@@ -84,7 +84,7 @@ export async function prepareStore(
     },
     CREATE_TIMEOUT_MS + writeTimeMs(indexBytes),
   );
-  const file: StoreFile = { path: created.path, dev: created.dev, ino: created.ino };
+  const file = fileOf(created, volume);
   await announce(context, undo, volume, { kind: 'unlink', file });
   await helper.call('keepStore', { file });
   failPoint('store-created');
@@ -97,8 +97,10 @@ export async function prepareStore(
   const base = { file, sizeBytes: created.sizeBytes, startBytes: created.startBytes };
   if (created.kind === 'device') {
     const config: StoreConfig = { kind: 'device', extents: [], slots, placeCount, ...zero };
-    const fds = await openElsewhere(context, undo, created.path, placeCount);
-    return { ...base, ...fds, config, fsType: '', cowFile: created.path };
+    const { storeFd, ownFd, sizeBytes: openedBytes } = await openElsewhere(context, undo, file);
+    if (openedBytes < placeCount * BLOCK_BYTES)
+      throw new CowbirdError('EIO', `${created.path} is shorter than it was made`, { outcome: 'failed' });
+    return { ...base, storeFd, ownFd, config, fsType: '', cowFile: created.path };
   }
   const extents = await locateAndProve(helper, volume, {
     file,
@@ -122,22 +124,8 @@ export async function prepareStore(
   };
 }
 
-/** Opens a store of its own. Not immutable: ext4 and others refuse writes to such a file even through an open descriptor. */
-async function openElsewhere(
-  context: EngineContext,
-  undo: Undo,
-  path: string,
-  placeCount: number,
-): Promise<{ storeFd: number; ownFd: number }> {
-  const { keeper } = context;
-  const { storeFd, sizeBytes } = await keeper.call('openStore', { path });
-  undo.add('close the store', () => keeper.call('closeFds', { fds: [storeFd] }));
-  const ownFd = libc.duplicateFrom(keeper.pid, storeFd);
-  undo.add('close the duplicate of the store', () => libc.close(ownFd));
-  if (sizeBytes < placeCount * BLOCK_BYTES) {
-    throw new CowbirdError('EIO', `${path} is shorter than it was made`, { outcome: 'failed' });
-  }
-  return { storeFd, ownFd };
+function fileOf({ path, dev, ino, kind }: CreatedStore, volume: Volume): StoreFile {
+  return kind === 'origin' ? { path, dev, ino, on: volume.record.device.node } : { path, dev, ino };
 }
 
 export interface ProofRequest {
