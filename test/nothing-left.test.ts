@@ -199,6 +199,29 @@ describe('the other commands refuse', { skip: CANNOT }, () => {
     assert.ok(existsSync(`${mnt}/.cow`), 'the file of the sequence before is not touched');
   });
 
+  it('a reload with a COW file that lies on a volume by now, which would wait for itself (EINVAL)', async (t) => {
+    const lab = new Lab(t);
+    await lab.attached('tracked', 32 * MIB);
+    const host = await lab.attached('host', 64 * MIB);
+    await lab.mkfs(host, 'ext4');
+    const elsewhere = lab.path('elsewhere');
+    mkdirSync(elsewhere);
+    const store = `${elsewhere}/cow`;
+    await cowbird.setupSnapshot(lab.link('tracked'), store, MINOR, STORE, lab.client);
+    await cowbird.transitionToIncremental(MINOR, lab.client);
+    await cowbird.stopDaemon({}, lab.client);
+    await cowbird.startDaemon(lab.client);
+    const mnt = await lab.mount(lab.link('host'));
+    await run('cp', '--sparse=never', store, `${mnt}/cow`);
+    await run('mount', '--bind', mnt, elsewhere);
+    lab.onEnd(() => run('umount', elsewhere));
+    for (const reload of [cowbird.reloadIncremental, cowbird.reloadSnapshot])
+      await refused(lab, 'EINVAL', 22, () => reload(lab.link('tracked'), store, MINOR, {}, lab.client));
+    await run('umount', elsewhere);
+    await cowbird.reloadIncremental(lab.link('tracked'), store, MINOR, {}, lab.client);
+    assert.equal((await lab.status(MINOR)).error, undefined);
+  });
+
   it('whatever a failed snapshot cannot do (EINVAL), and lets it be destroyed', async (t) => {
     const { lab, node, mnt } = await bench(t);
     await cowbird.setupSnapshot(node, `${mnt}/.cow`, MINOR, { storeBytes: 4 * MIB }, lab.client);

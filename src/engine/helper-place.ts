@@ -62,8 +62,9 @@ function refuseServed(path: string, directory: string, volumeNodes: readonly str
   }
 }
 
-/** A COW file elsewhere, as it is now. */
-export function findStore({ path }: HelperCalls['findStore']['params']): StoreFile {
+/** A COW file elsewhere, as it is now. @throws {CowbirdError} EINVAL where it lies on what this daemon serves. */
+export function findStore({ path, volumeNodes }: HelperCalls['findStore']['params']): StoreFile {
+  refuseServed(path, realpathSync(dirname(path)), volumeNodes);
   const stats = lstatSync(path);
   if (!stats.isFile()) throw new CowbirdError('EINVAL', `${path} is no file: the COW file of the series was one`);
   const { dev, ino } = stats;
