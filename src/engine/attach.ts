@@ -12,14 +12,7 @@ import { VOLUME_NAME } from '../sys/checks.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { MAX_WORKERS } from '../tracer/layout.js';
-import {
-  attachedRecords,
-  currentRequestId,
-  type EngineContext,
-  refuseForeignLink,
-  undoing,
-  withHelper,
-} from './context.js';
+import { attachedRecords, currentRequestId, type EngineContext, refuseForeignLink, undoing } from './context.js';
 import { closeDevice, isWhole, openDevice, restoreLinks } from './devices.js';
 import { failPoint } from './fail-points.js';
 import { findVolume, refuseInUse, refuseOwnFiles, refuseSecondUse } from './lookup.js';
@@ -29,7 +22,6 @@ import { refuseServed } from './stacking.js';
 import { describeAttached } from './status.js';
 import { saveRecord } from './tracking.js';
 import type { AttachedVolume } from './types.js';
-import { outwait } from './visitors.js';
 import { Volume } from './volume.js';
 
 export interface AttachParams {
@@ -156,28 +148,9 @@ export async function detachVolume(context: EngineContext, reference: string): P
       `${name} is tracked as minor ${snapshot.minor}: end that first with \`cowbird destroy ${snapshot.minor}\``,
     );
   }
-  await refuseInUse(device.node);
-  await refuseClaimed(context, device.node);
+  await refuseInUse(context, device.node);
   await removeVolume(context, volume, true);
   return name;
-}
-
-/**
- * EBUSY when the kernel itself has a node. For a moment it may: what was mounted in a mount namespace is unmounted only some time after
- * the namespace's last process has ended, and nobody's list of mounts has it in between.
- */
-async function refuseClaimed(context: EngineContext, node: string): Promise<void> {
-  const isClaimed = await outwait(async () => {
-    try {
-      await withHelper(context, (helper) => helper.call('probeExclusive', { node }));
-      return undefined;
-    } catch (error) {
-      if (errnoOfError(error) !== EBUSY) throw error;
-      return true;
-    }
-  });
-  if (isClaimed !== undefined)
-    throw new CowbirdError('EBUSY', `${node} is claimed by the kernel (a file system, swap, or a device on top of it)`);
 }
 
 /**

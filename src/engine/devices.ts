@@ -6,7 +6,7 @@
  */
 import { statSync } from 'node:fs';
 import { join } from 'node:path';
-import { isBoundLoop } from '../sys/blkdev.js';
+import { isAutoClear, isBoundLoop } from '../sys/blkdev.js';
 import { CowbirdError } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { type Opener, openersOf, ownMounts } from '../sys/mounts.js';
@@ -66,13 +66,17 @@ export async function openDevice(
 }
 
 /**
- * Takes a device down; what is down already is passed over. Its openers must be gone. The keeper's descriptor stays: it is
+ * Takes a device down; what is down already is passed over. Its openers must be gone: EBUSY where one has come, and it stays. The keeper's descriptor stays: it is
  * closed when no record names it any more.
  */
 export async function closeDevice(context: EngineContext, device: DeviceRecord, fd: number): Promise<void> {
   for (const link of device.links) removeLink(link, device.node);
   failPoint('links-removed');
-  await releaseNode(context, device);
+  try {
+    await releaseNode(context, device);
+  } catch (error) {
+    if (await keepDevice(context, device)) throw error;
+  }
   failPoint('loop-released');
   if (isMounted(device))
     await withHelper(context, (helper) => helper.call('umount', { target: device.target, lazy: false }));
@@ -93,6 +97,24 @@ export function isWhole(device: DeviceRecord): boolean {
 /** Makes the links that are missing. */
 export function restoreLinks(device: DeviceRecord): void {
   for (const link of device.links) makeLink(link, device.node);
+}
+
+/**
+ * Makes a device stay whose end has begun, with its links. The kernel would end its loop device with the last user, whenever that is,
+ * and give the number to somebody else, while our record and links still had it. False where it has ended meanwhile.
+ */
+export async function keepDevice(context: EngineContext, device: DeviceRecord): Promise<boolean> {
+  const { node, target } = device;
+  const isOurs = (): boolean => isBoundLoop(node, target);
+  try {
+    if (isOurs() && isAutoClear(node)) await withHelper(context, (helper) => helper.call('keepLoop', { node, target }));
+  } catch (error) {
+    // It may end between the look and the call.
+    if (isOurs()) throw error;
+  }
+  if (!isOurs()) return false;
+  if (isWhole(device)) restoreLinks(device);
+  return true;
 }
 
 /** Takes a device that is still in use out of sight: it gives errors from then on, and ends with its last user. */

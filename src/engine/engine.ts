@@ -273,8 +273,8 @@ export class Engine {
       if (!force) {
         for (const volume of volumes) {
           const { snapshot } = volume.record;
-          if (snapshot?.device != null) await refuseInUse(snapshot.device.node);
-          await refuseInUse(volume.record.device.node);
+          if (snapshot?.device != null) await refuseInUse(this.#context, snapshot.device.node);
+          await refuseInUse(this.#context, volume.record.device.node);
         }
       }
       this.#stopped = true;

@@ -40,6 +40,8 @@ export interface HelperCalls {
   };
   /** Only while it is bound to `target`. */
   releaseLoop: { params: { node: string; target: string }; result: null };
+  /** After `releaseLoop` of one with openers: it stays when they have gone. */
+  keepLoop: { params: { node: string; target: string }; result: null };
   /** EBUSY when the node is mounted or claimed; the other openers are looked up in /proc. */
   probeExclusive: { params: { node: string }; result: null };
   createStore: {

@@ -7,7 +7,7 @@
  */
 import { existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { bindLoop, releaseLoop, setMaxRequestKib } from '../sys/blkdev.js';
+import { bindLoop, keepLoop, releaseLoop, setMaxRequestKib } from '../sys/blkdev.js';
 import { CowbirdError } from '../sys/errors.js';
 import { endHook, runHook } from '../sys/hook.js';
 import * as libc from '../sys/libc.js';
@@ -92,6 +92,10 @@ const calls: Implementation = {
   },
   releaseLoop({ node, target }) {
     releaseLoop(node, target);
+    return null;
+  },
+  keepLoop({ node, target }) {
+    keepLoop(node, target);
     return null;
   },
   probeExclusive({ node }) {

@@ -4,10 +4,12 @@ import { belowPath } from '../sys/below.js';
 import { boundLoops, deviceNumber, deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import { allMounts, type MountEntry, ownMounts, pathOfMount } from '../sys/mounts.js';
-import { attachedRecords, type EngineContext } from './context.js';
+import { attachedRecords, type EngineContext, withHelper } from './context.js';
 import { refuseOpen } from './devices.js';
 import { outwait } from './visitors.js';
 import type { Volume } from './volume.js';
+
+const EBUSY = 16;
 
 /** The mounts that lie on a node, its partitions, or what is stacked on them, in any namespace. */
 export function mountsOn(node: string, mounts: readonly MountEntry[] = allMounts()): MountEntry[] {
@@ -34,8 +36,8 @@ export function freezePoints(entries: readonly MountEntry[]): string[] {
   return freezeMounts(entries).map(pathOfMount);
 }
 
-/** EBUSY, naming the holder, when a node is mounted or open, and not by a visitor. */
-export async function refuseInUse(node: string): Promise<void> {
+/** EBUSY, naming the holder, when a node is mounted, open or held by the kernel, and not by a visitor. */
+export async function refuseInUse(context: EngineContext, node: string): Promise<void> {
   const look = (): MountEntry | undefined => {
     const mounts = mountsOn(node);
     return mounts.find(({ pid }) => pid === 0) ?? mounts[0];
@@ -46,6 +48,37 @@ export async function refuseInUse(node: string): Promise<void> {
     throw new CowbirdError('EBUSY', `${node} is mounted on ${mount.mountPoint}${where}: unmount it first`);
   }
   await refuseOpen(node);
+  refuseLoopOn(node);
+  await refuseClaimed(context, node);
+}
+
+/** A loop device holds its file with no descriptor of anybody's, and claims nothing. */
+function refuseLoopOn(node: string): void {
+  const names = new Set(deviceNumbersOn(node).map(({ name }) => `/dev/${name}`));
+  const loop = boundLoops().find(({ backingFile }) => names.has(backingFile));
+  if (loop !== undefined)
+    throw new CowbirdError(
+      'EBUSY',
+      `${node} is behind the loop device ${loop.node}: detach that first with \`losetup -d ${loop.node}\``,
+    );
+}
+
+/**
+ * EBUSY when the kernel itself has a node. For a moment it may: what was mounted in a mount namespace is unmounted only some time after
+ * the namespace's last process has ended, and nobody's list of mounts has it in between.
+ */
+async function refuseClaimed(context: EngineContext, node: string): Promise<void> {
+  const isClaimed = await outwait(async () => {
+    try {
+      await withHelper(context, (helper) => helper.call('probeExclusive', { node }));
+      return undefined;
+    } catch (error) {
+      if (errnoOfError(error) !== EBUSY) throw error;
+      return true;
+    }
+  });
+  if (isClaimed !== undefined)
+    throw new CowbirdError('EBUSY', `${node} is claimed by the kernel (a file system, swap, or a device on top of it)`);
 }
 
 /** A volume by name, node, link, origin or the node of the origin. */

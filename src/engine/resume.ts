@@ -18,7 +18,7 @@ import { recover } from '../tracer/recover.js';
 import { runStepsAsync, withScratch } from './async-steps.js';
 import { removeVolume } from './attach.js';
 import { attachedRecords, type EngineContext, withHelper } from './context.js';
-import { isWhole, restoreLinks } from './devices.js';
+import { isWhole, keepDevice } from './devices.js';
 import { failPoint } from './fail-points.js';
 import { refuseInUse } from './lookup.js';
 import type { VolumeRecord } from './records.js';
@@ -191,10 +191,7 @@ async function clearUnknownDevices(context: EngineContext): Promise<void> {
 async function completeSnapshotDevice(context: EngineContext, volume: Volume): Promise<void> {
   const { snapshot } = volume.record;
   if (snapshot === null || snapshot.device === null || volume.snapshotFuseFd === undefined) return;
-  if (isWhole(snapshot.device)) {
-    restoreLinks(snapshot.device);
-    return;
-  }
+  if (isWhole(snapshot.device) && (await keepDevice(context, snapshot.device))) return;
   await closeSnapshotDevice(context, { volume, snapshot });
 }
 
@@ -202,11 +199,11 @@ async function completeSnapshotDevice(context: EngineContext, volume: Volume): P
 async function settleDetach(context: EngineContext, volume: Volume): Promise<void> {
   const { record } = volume;
   try {
-    if (isWhole(record.device)) await refuseInUse(record.device.node);
+    if (isWhole(record.device)) await refuseInUse(context, record.device.node);
     await removeVolume(context, volume, record.detaching?.forget === true);
   } catch (error) {
     record.detaching = null;
-    if (isWhole(record.device)) restoreLinks(record.device);
+    if (isWhole(record.device)) await keepDevice(context, record.device);
     await saveRecord(context, volume);
     context.emit({
       event: 'volume.kept',

@@ -28,7 +28,7 @@ export async function transitionToIncremental(context: EngineContext, minor: num
   const target = tracked(context, minor);
   requireTransition(target, 'transitionToIncremental');
   const { volume, snapshot } = target;
-  if (snapshot.device !== null) await refuseInUse(snapshot.device.node);
+  if (snapshot.device !== null) await refuseInUse(context, snapshot.device.node);
   // Waited: the state is looked at again.
   requireTransition(target, 'transitionToIncremental');
   await closeSnapshotDevice(context, target);
@@ -89,7 +89,7 @@ async function planNext(context: EngineContext, params: ToSnapshotParams): Promi
   const { volume, snapshot: old } = target;
   if (old.file.path === params.cowFile)
     throw new CowbirdError('EPERM', `${params.cowFile} is the current COW file: name a new one`);
-  if (old.device !== null) await refuseInUse(old.device.node);
+  if (old.device !== null) await refuseInUse(context, old.device.node);
   const freeAware = params.freeAware === true;
   if (freeAware) fileSystemsOf(volume);
   const closedMap = currentMap(volume.memory);
@@ -111,6 +111,8 @@ async function planNext(context: EngineContext, params: ToSnapshotParams): Promi
       return snapshot;
     },
     ready: async (store) => {
+      // Preparing took time.
+      if (old.device !== null) await refuseInUse(context, old.device.node);
       requireTransition(target, 'transitionToSnapshot');
       await closeSnapshotDevice(context, target);
       await ensureDirty(volume);
@@ -125,7 +127,7 @@ async function planNext(context: EngineContext, params: ToSnapshotParams): Promi
 export async function destroy(context: EngineContext, minor: number): Promise<void> {
   const target = tracked(context, minor);
   const { volume, snapshot } = target;
-  if (snapshot.device !== null) await refuseInUse(snapshot.device.node);
+  if (snapshot.device !== null) await refuseInUse(context, snapshot.device.node);
   const state = currentState(target);
   await closeSnapshotDevice(context, target);
   const reachable = isMountedWritable(mountsOn(volume.record.device.node)) || snapshot.store.kind === 'device';

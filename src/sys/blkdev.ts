@@ -104,17 +104,40 @@ export function bindLoop(backingFd: number, backingName: string, options: LoopOp
 
 /** Lets a loop device end when its last opener closes it: for one that is mounted. */
 export function setAutoClear(node: string): void {
-  const info = Buffer.alloc(232);
   const fd = libc.open(node, libc.O_RDONLY);
   try {
-    libc.ioctl(fd, LOOP_GET_STATUS64, info, `LOOP_GET_STATUS64 ${node}`);
-    const flags = info.readUInt32LE(52);
-    if (Math.floor(flags / LO_FLAGS_AUTOCLEAR) % 2 === 1) return;
-    info.writeUInt32LE(flags + LO_FLAGS_AUTOCLEAR, 52);
-    libc.ioctl(fd, LOOP_SET_STATUS64, info, `LOOP_SET_STATUS64 ${node}`);
+    writeAutoClear(fd, node, true);
   } finally {
     libc.close(fd);
   }
+}
+
+/**
+ * Takes back what {@link releaseLoop} did to a device with openers, if it is still bound to this file: it no longer ends with the last
+ * of them. While it is open here it cannot.
+ */
+export function keepLoop(node: string, backingFile: string): void {
+  const fd = libc.open(node, libc.O_RDONLY);
+  try {
+    if (isBoundLoop(node, backingFile)) writeAutoClear(fd, node, false);
+  } finally {
+    libc.close(fd);
+  }
+}
+
+function writeAutoClear(fd: number, node: string, wanted: boolean): void {
+  const info = Buffer.alloc(232);
+  libc.ioctl(fd, LOOP_GET_STATUS64, info, `LOOP_GET_STATUS64 ${node}`);
+  const flags = info.readUInt32LE(52);
+  const isSet = Math.floor(flags / LO_FLAGS_AUTOCLEAR) % 2 === 1;
+  if (isSet === wanted) return;
+  info.writeUInt32LE(flags + (wanted ? LO_FLAGS_AUTOCLEAR : -LO_FLAGS_AUTOCLEAR), 52);
+  libc.ioctl(fd, LOOP_SET_STATUS64, info, `LOOP_SET_STATUS64 ${node}`);
+}
+
+/** Whether a loop device ends with its last opener. */
+export function isAutoClear(node: string): boolean {
+  return readOptional(`/sys/block/${node.slice('/dev/'.length)}/loop/autoclear`)?.trim() === '1';
 }
 
 /** A device of another size would end writes early, or lose the end of the volume: it is given back. */
