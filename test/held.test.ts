@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { existsSync, realpathSync } from 'node:fs';
 import { describe, it, type TestContext } from 'node:test';
 import * as cowbird from '../src/index.js';
-import { boundLoops, isAutoClear } from '../src/sys/blkdev.js';
+import { backingFileOf, boundLoops, isAutoClear } from '../src/sys/blkdev.js';
 import { program } from './harness.js';
 import { CANNOT, digestOf, fill, Lab, MIB, run, succeeds, until } from './lab.js';
 
@@ -87,6 +87,17 @@ describe('a device that somebody opens while it is taken down', { skip: CANNOT }
     assert.ok(isKept(lab, SNAPSHOT));
     assert.equal(digestOf(SNAPSHOT), before);
     await cowbird.destroy(MINOR, lab.client);
+  });
+
+  it('goes with him when the daemon is stopped by force: nothing is bound to what nobody serves', async (t) => {
+    const lab = await bench(t);
+    const node = realpathSync(SNAPSHOT);
+    const stop = program(lab, 'sleep', ['60'], SNAPSHOT);
+    await assert.rejects(cowbird.stopDaemon({}, lab.client), { code: 'EBUSY', message: /sleep/ });
+    await cowbird.stopDaemon({ force: true }, lab.client);
+    assert.ok(!existsSync(SNAPSHOT));
+    await stop();
+    await until('the loop device has ended', () => backingFileOf(node) === undefined);
   });
 
   it('stays when he has gone, with its links: a volume', async (t) => {

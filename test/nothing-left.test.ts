@@ -217,6 +217,8 @@ describe('the other commands refuse', { skip: CANNOT }, () => {
     lab.onEnd(() => run('umount', elsewhere));
     for (const reload of [cowbird.reloadIncremental, cowbird.reloadSnapshot])
       await refused(lab, 'EINVAL', 22, () => reload(lab.link('tracked'), store, MINOR, {}, lab.client));
+    await run('rm', `${mnt}/cow`);
+    await refused(lab, 'ENOENT', 2, () => cowbird.reloadIncremental(lab.link('tracked'), store, MINOR, {}, lab.client));
     await run('umount', elsewhere);
     await cowbird.reloadIncremental(lab.link('tracked'), store, MINOR, {}, lab.client);
     assert.equal((await lab.status(MINOR)).error, undefined);

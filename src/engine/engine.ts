@@ -300,7 +300,8 @@ export class Engine {
       await removeVolume(this.#context, volume, false);
     } catch (error) {
       if (!force) throw error;
-      await abandonDevice(this.#context, volume.record.device);
+      for (const device of [snapshot?.device, volume.record.device])
+        if (device != null) await abandonDevice(this.#context, device);
       const where = mountsOn(volume.record.device.node).map((entry) => entry.mountPoint);
       this.#context.emit({
         event: 'volume.forced',

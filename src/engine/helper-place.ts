@@ -1,5 +1,5 @@
 /** Where a COW file may lie: on its own volume, or on what this daemon does not serve. From a helper only: these calls may wait. */
-import { lstatSync, realpathSync, statSync } from 'node:fs';
+import { existsSync, lstatSync, realpathSync, statSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { belowPath } from '../sys/below.js';
 import { deviceNumber, deviceNumbersOn } from '../sys/blkdev.js';
@@ -62,8 +62,9 @@ function refuseServed(path: string, directory: string, volumeNodes: readonly str
   }
 }
 
-/** A COW file elsewhere, as it is now. @throws {CowbirdError} EINVAL where it lies on what this daemon serves. */
+/** A COW file elsewhere, as it is now. @throws {CowbirdError} ENOENT; EINVAL where it lies on what this daemon serves. */
 export function findStore({ path, volumeNodes }: HelperCalls['findStore']['params']): StoreFile {
+  if (!existsSync(path)) throw new CowbirdError('ENOENT', `${path}, the COW file of the series, does not exist`);
   refuseServed(path, realpathSync(dirname(path)), volumeNodes);
   const stats = lstatSync(path);
   if (!stats.isFile()) throw new CowbirdError('EINVAL', `${path} is no file: the COW file of the series was one`);
