@@ -38,6 +38,12 @@ export function freezePoints(entries: readonly MountEntry[]): string[] {
 
 /** EBUSY, naming the holder, when a node is mounted, open or held by the kernel, and not by a visitor. */
 export async function refuseInUse(context: EngineContext, node: string): Promise<void> {
+  await refuseUsers(node);
+  await refuseClaimed(context, node);
+}
+
+/** The same without asking the kernel, which takes a helper: swap, or a device on top of it, is not seen. */
+export async function refuseUsers(node: string): Promise<void> {
   const look = (): MountEntry | undefined => {
     const mounts = mountsOn(node);
     return mounts.find(({ pid }) => pid === 0) ?? mounts[0];
@@ -49,7 +55,6 @@ export async function refuseInUse(context: EngineContext, node: string): Promise
   }
   await refuseOpen(node);
   refuseLoopOn(node);
-  await refuseClaimed(context, node);
 }
 
 /** A loop device holds its file with no descriptor of anybody's, and claims nothing. */

@@ -2,7 +2,7 @@
 import { release } from 'node:os';
 import { CowbirdError, messageOf } from '../sys/errors.js';
 import { hasResend } from './doctor.js';
-import { refuseInUse } from './lookup.js';
+import { refuseUsers } from './lookup.js';
 import type { VolumeRecord } from './records.js';
 
 /** The devices that an engine serves. */
@@ -21,7 +21,7 @@ export async function requireSwappable(nodes: readonly string[], kernelRelease =
   if (hasResend(kernelRelease)) return;
   for (const node of nodes) {
     try {
-      await refuseInUse(node);
+      await refuseUsers(node);
     } catch (error) {
       throw new CowbirdError(
         'EBUSY',

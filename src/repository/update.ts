@@ -300,11 +300,7 @@ async function updateImage(
   const saved = await saveDelta(repository, { image, checksums }, plan, options);
   files.rename(IMAGE, IMAGE_UPDATING);
   files.fsyncFolder('');
-  // Somebody else may have changed its length too: what he wrote behind the end must not be there when the source grows.
-  if (image.sizeBytes() > newest.sizeBytes) image.truncate(newest.sizeBytes);
-  if (image.sizeBytes() !== source.sizeBytes) image.truncate(source.sizeBytes);
-  const checksumBytes = blockCount(source.sizeBytes) * CHECKSUM_BYTES;
-  if (checksums.sizeBytes() !== checksumBytes) checksums.truncate(checksumBytes);
+  setLengths({ image, checksums }, newest.sizeBytes, source.sizeBytes);
   const spec = {
     kind: 'apply',
     sizeBytes: source.sizeBytes,
@@ -352,6 +348,14 @@ async function updateImage(
     isSound: !checkImage || version.skipped.length === 0,
     zeroed: { chosen, changed: plan.changed },
   };
+}
+
+/** Somebody else may have changed the image's length: what he wrote behind its end must not be there when the source grows. */
+function setLengths({ image, checksums }: OpenFiles, oldSizeBytes: number, sizeBytes: number): void {
+  if (image.sizeBytes() > oldSizeBytes) image.truncate(oldSizeBytes);
+  if (image.sizeBytes() !== sizeBytes) image.truncate(sizeBytes);
+  const checksumBytes = blockCount(sizeBytes) * CHECKSUM_BYTES;
+  if (checksums.sizeBytes() !== checksumBytes) checksums.truncate(checksumBytes);
 }
 
 function versionFrom(
