@@ -5,6 +5,7 @@ import { describe, it, type TestContext } from 'node:test';
 import * as cowbird from '../src/index.js';
 import { backingFileOf, boundLoops, isAutoClear } from '../src/sys/blkdev.js';
 import { program } from './harness.js';
+import { armFailPoint, WITH_FAIL_POINTS } from './killing.js';
 import { CANNOT, digestOf, fill, Lab, MIB, run, succeeds, until } from './lab.js';
 
 const MINOR = 135;
@@ -12,7 +13,7 @@ const SNAPSHOT = `/dev/cowbird${MINOR}`;
 
 /** A volume without a file system, with a snapshot. */
 async function bench(t: TestContext): Promise<Lab> {
-  const lab = new Lab(t);
+  const lab = new Lab(t, WITH_FAIL_POINTS);
   const node = await lab.attached('volume', 32 * MIB);
   await fill(node, 2, 'oflag=direct');
   await cowbird.setupSnapshot(node, lab.path('cow'), MINOR, { storeBytes: 20 * MIB }, lab.client);
@@ -32,7 +33,7 @@ const LATE_OPENER = `
   const { existsSync, openSync, writeFileSync } = require('node:fs');
   const [link, node, ready] = process.argv.slice(1);
   writeFileSync(ready, '');
-  while (existsSync(link));
+  while (existsSync(link)) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5);
   openSync(node, 'r');
   setInterval(() => {}, 1e6);`;
 
@@ -40,6 +41,8 @@ async function lateOpener(lab: Lab, link: string): Promise<() => Promise<void>> 
   const ready = lab.path('ready');
   const stop = program(lab, process.execPath, ['-e', LATE_OPENER, link, realpathSync(link), ready]);
   await until('it waits', () => existsSync(ready));
+  // Between the end of the links and that of the device there is time enough for him.
+  await armFailPoint(lab, 'links-removed', 0, 'pause');
   return stop;
 }
 
@@ -101,7 +104,7 @@ describe('a device that somebody opens while it is taken down', { skip: CANNOT }
   });
 
   it('stays when he has gone, with its links: a volume', async (t) => {
-    const lab = new Lab(t);
+    const lab = new Lab(t, WITH_FAIL_POINTS);
     const node = await lab.attached('volume', 32 * MIB);
     const stop = await lateOpener(lab, lab.link('volume'));
     await assert.rejects(cowbird.stopDaemon({}, lab.client), { code: 'EBUSY', message: /node/ });

@@ -136,7 +136,8 @@ describe('several volumes at one instant', { skip: CANNOT, concurrency: 3 }, () 
     const loop = (await run('losetup', '-f', '--show', `${mnt}/behind`)).trim();
     lab.onEnd(() => run('losetup', '-d', loop));
     const before = await traces(lab);
-    for (const origin of [`${mnt}/image`, loop]) {
+    // By its path alone: nothing was asked of the file system, or it would have said that there is no such file.
+    for (const origin of [`${mnt}/image`, loop, `${mnt}/nothing`]) {
       await assert.rejects(cowbird.attach(origin, { name: `above-${lab.tag}` }, lab.client), {
         code: 'EINVAL',
         message: /which Cowbird serves itself and would wait for: attach it in a daemon of its own/,

@@ -6,7 +6,7 @@
  */
 import { mkdirSync, readFileSync, realpathSync, renameSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
-import { basename, join } from 'node:path';
+import { basename, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { VOLUME_NAME } from '../sys/checks.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
@@ -18,7 +18,7 @@ import { failPoint } from './fail-points.js';
 import { findVolume, refuseInUse, refuseOwnFiles, refuseSecondUse } from './lookup.js';
 import type { SavedVolume, VolumeRecord } from './records.js';
 import { attachedPath } from './saved-state.js';
-import { refuseServed } from './stacking.js';
+import { refuseServed, refuseServedPath } from './stacking.js';
 import { describeAttached } from './status.js';
 import { saveRecord } from './tracking.js';
 import type { AttachedVolume } from './types.js';
@@ -90,6 +90,7 @@ export async function attachVolume(
 
 /** Everything that can be refused before anything is opened. */
 function checkAttach(context: EngineContext, params: AttachParams): { origin: string; name: string; link: string } {
+  refuseServedPath(resolve(params.origin), context.volumes.values());
   const origin = resolveOrigin(params.origin);
   const name = params.name ?? basename(params.origin);
   if (!VOLUME_NAME.test(name) || name === '.' || name === '..') {

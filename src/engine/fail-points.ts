@@ -1,5 +1,5 @@
 /**
- * Named points at which a test may end the engine, make its control thread hang, or make what it does there fail.
+ * Named points at which a test may end the engine, make its control thread hang, or wait a while, or make what it does there fail.
  *
  * With COWBIRD_FAIL_POINTS=1 in the daemon's environment the file `fail-point` in the run directory names a point, how many
  * times it is to be passed first, and what is to happen then (`after-append 17 kill`). The engine takes the file away when it
@@ -22,7 +22,8 @@ export interface ArmedPoint {
   action: FailAction;
 }
 
-const ACTIONS = ['kill', 'hang', 'throw'] as const;
+const ACTIONS = ['kill', 'hang', 'pause', 'throw'] as const;
+const PAUSE_MS = 1_500;
 type FailAction = (typeof ACTIONS)[number];
 
 let armed: ArmedPoint | undefined;
@@ -50,7 +51,7 @@ export function takeFailPoint(runDir: string): ArmedPoint | undefined {
   return armed;
 }
 
-/** Ends the process when this is the armed point. */
+/** Does what was asked for, when this is the armed point. */
 export function failPoint(name: string): void {
   if (!FAIL_POINTS_ENABLED || armed?.name !== name) return;
   if (armed.passes-- > 0) return;
@@ -58,9 +59,11 @@ export function failPoint(name: string): void {
     armed = undefined;
     throw new Error(`The fail point ${name}`);
   }
-  if (armed.action === 'kill') process.kill(process.pid, 'SIGKILL');
+  const { action } = armed;
+  if (action === 'pause') armed = undefined;
+  if (action === 'kill') process.kill(process.pid, 'SIGKILL');
   // The signal is asynchronous for the other threads, not for what this one would do next.
-  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0);
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, action === 'pause' ? PAUSE_MS : undefined);
 }
 
 /**

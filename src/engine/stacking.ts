@@ -15,6 +15,18 @@ export function refuseServed(origin: string, volumes: Iterable<Volume>): void {
   const stats = statSync(origin);
   const options = { withFiles: false };
   const { numbers } = stats.isFile() ? belowPath(origin, options) : belowDisk(deviceNumber(stats.rdev), options);
+  refuseNumbers(origin, numbers, volumes);
+}
+
+/**
+ * The same by the path alone, links not followed: before anything is asked of a file system that may be one on a volume. It would be this
+ * process that waits for its own workers, and one that is killed while it waits is never gone.
+ */
+export function refuseServedPath(path: string, volumes: Iterable<Volume>): void {
+  refuseNumbers(path, belowPath(path, { withFiles: false }).numbers, volumes);
+}
+
+function refuseNumbers(origin: string, numbers: ReadonlySet<string>, volumes: Iterable<Volume>): void {
   for (const { record } of volumes) {
     for (const node of [record.device.node, record.snapshot?.device?.node]) {
       if (node === undefined || !numbers.has(deviceNumber(statSync(node).rdev))) continue;

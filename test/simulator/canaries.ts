@@ -280,7 +280,7 @@ export const CANARIES: readonly Canary[] = [
   },
   {
     name: 'resend before the old engine is reaped',
-    file: 'engine/keeper.js',
+    file: 'engine/child-end.js',
     edits: [
       {
         find: `child.once('exit', (code, signal) => {
