@@ -284,11 +284,11 @@ export const CANARIES: readonly Canary[] = [
     edits: [
       {
         find: `child.once('exit', (code, signal) => {
-            if (child.connected)
-                child.once('disconnect', () => then(code, signal));
-            else
-                then(code, signal);
-        });`,
+        if (child.connected)
+            child.once('disconnect', () => then(code, signal));
+        else
+            then(code, signal);
+    });`,
         replace: `child.once('disconnect', () => then(null, null));`,
       },
     ],
