@@ -40,24 +40,20 @@ test('a live backup after its tracking was ended, and after the disk has grown, 
   const ended = await rightVersion(disk);
   assert.deepEqual([ended.version, ended.engine], [2, 'live']);
   assert.match(ended.reason, /^contents were compared: .* is not tracked for .* any more$/);
-  await fill(join(at, 'new'), 4);
-  assert.match((await rightVersion(disk)).reason, /^the kernel lists what changed since version 2$/);
 
   await run('truncate', '-s', String(GROWN_BYTES), image);
   await run('losetup', '-c', node);
   await run('dd', 'if=/dev/urandom', `of=${node}`, 'bs=1M', 'seek=140', 'count=5', 'oflag=direct', 'conv=notrunc');
   await fill(join(at, 'behind'), 20);
   const grown = await rightVersion(disk);
-  assert.deepEqual([grown.version, grown.sizeBytes], [4, GROWN_BYTES]);
+  assert.deepEqual([grown.version, grown.sizeBytes], [3, GROWN_BYTES]);
   assert.match(grown.reason, /^contents were compared: /);
-  assert.match((await rightVersion(disk)).reason, /^the kernel lists what changed since version 4$/);
+  assert.match((await rightVersion(disk)).reason, /^the kernel lists what changed since version 3$/);
 
   assert.deepEqual((await cowbird.verify(repository)).damage, []);
-  for (const version of [1, 4]) {
-    const target = lab.path(`version-${version}.img`);
-    await cowbird.restore(`${repository}@${version}`, target);
-    await requireSound(target, 'ext4');
-  }
+  const target = lab.path('version-1.img');
+  await cowbird.restore(`${repository}@1`, target);
+  await requireSound(target, 'ext4');
 });
 
 test('a disk in use without a file system is backed up live when hooks make it stand still', {
