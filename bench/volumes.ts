@@ -32,7 +32,7 @@ export interface VolumesMeasured {
   cells: Cell[];
 }
 
-const SUBJECT_COUNT_MAX = 10;
+const SUBJECT_COUNT_MAX = 11;
 const WARM_TIMEOUT_MS = 120_000;
 
 export async function measureVolumes(
@@ -53,6 +53,7 @@ export async function measureVolumes(
     new CowbirdVolume(setting, 'first'),
     new CowbirdVolume(setting, 'first', true),
     new CowbirdVolume(setting, 'saved'),
+    new CowbirdVolume(setting, 'saved', true),
     new QemuExport(setting, 'export'),
     new QemuExport(setting, 'first'),
     new QemuExport(setting, 'first', true),
