@@ -1,7 +1,7 @@
 /** Backups of attached volumes where the list of changes cannot be trusted: contents are compared, in the same chain, and it is said. */
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
-import { test } from 'node:test';
+import { type TestContext, test } from 'node:test';
 import * as cowbird from '../src/index.js';
 import { type Made, mountedVolume, ownFiles, PAYLOAD_MIB, restored, wholeBackup } from './backup-scenarios.js';
 import { crash } from './harness.js';
@@ -10,8 +10,24 @@ import { CANNOT, digestOf, fill, Lab, MIB, run, succeeds, until } from './lab.js
 /** Below what is worth a thread of its own. */
 const VOLUME_BYTES = 60 * MIB;
 
+interface Tracked {
+  lab: Lab;
+  at: string;
+  link: string;
+  repository: string;
+}
+
+/** A mounted volume of which version 1 is. */
+async function withVersion(t: TestContext): Promise<Tracked> {
+  const lab = new Lab(t);
+  const { at } = await mountedVolume(lab, 'disk', 'ext4', VOLUME_BYTES, PAYLOAD_MIB);
+  const tracked = { lab, at, link: lab.link('disk'), repository: lab.path('repository') };
+  await wholeBackup(lab, tracked.link, tracked.repository);
+  return tracked;
+}
+
 /** The same chain has the version, it is right, and the one after it is by a list again. */
-async function requireCompared(lab: Lab, link: string, repository: string, at: string, why: RegExp): Promise<void> {
+async function requireCompared({ lab, link, repository, at }: Tracked, why: RegExp): Promise<void> {
   const requireRight = async ({ digest }: Made): Promise<void> =>
     assert.equal(digestOf(await restored(repository)), digest);
   const before = (await cowbird.listVersions(repository)).versions.length;
@@ -29,10 +45,8 @@ async function requireCompared(lab: Lab, link: string, repository: string, at: s
 test('a backup after a power failure of the daemon compares contents, says why, and misses nothing', {
   skip: CANNOT,
 }, async (t) => {
-  const lab = new Lab(t);
-  const { at } = await mountedVolume(lab, 'disk', 'ext4', VOLUME_BYTES, PAYLOAD_MIB);
-  const [repository, link] = [lab.path('repository'), lab.link('disk')];
-  await wholeBackup(lab, link, repository);
+  const tracked = await withVersion(t);
+  const { lab, at, link } = tracked;
   await fill(join(at, 'marked'), 2);
   await run('sync', '-f', at);
   await crash(lab);
@@ -40,25 +54,17 @@ test('a backup after a power failure of the daemon compares contents, says why, 
   await cowbird.startDaemon(lab.client);
   await run('mount', link, at);
   await fill(join(at, 'not-marked'), 2);
-  await requireCompared(lab, link, repository, at, /^contents were compared: .+/);
+  await requireCompared(tracked, /^contents were compared: .+/);
 });
 
 test('a backup whose list of changes was removed compares contents, says why, and misses nothing', {
   skip: CANNOT,
 }, async (t) => {
-  const lab = new Lab(t);
-  const { at } = await mountedVolume(lab, 'disk', 'ext4', VOLUME_BYTES, PAYLOAD_MIB);
-  const [repository, link] = [lab.path('repository'), lab.link('disk')];
-  await wholeBackup(lab, link, repository);
+  const tracked = await withVersion(t);
+  const { at } = tracked;
   await fill(join(at, 'more'), 2);
   assert.deepEqual(ownFiles(at), ['.cowbird-1']);
   await run('chattr', '-i', join(at, '.cowbird-1'));
   await run('rm', join(at, '.cowbird-1'));
-  await requireCompared(
-    lab,
-    link,
-    repository,
-    at,
-    /^contents were compared: the list of changes since snapshot 1 is gone/,
-  );
+  await requireCompared(tracked, /^contents were compared: the list of changes since snapshot 1 is gone/);
 });
