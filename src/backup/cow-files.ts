@@ -12,7 +12,7 @@ import { CowFormatError } from '../cow/errors.js';
 import { readCowFile } from '../cow/file.js';
 import { BLOCK_SIZE_BYTES, blockCount, dataOffsetBytes, defaultStoreBytes } from '../cow/geometry.js';
 import { decodeHeader } from '../cow/header.js';
-import { makeBits, setBit } from '../repository/bits.js';
+import { addByteRanges, makeBits, setRange } from '../repository/bits.js';
 import { regionCount } from '../repository/layout.js';
 import { DirectReader } from '../sys/direct-reader.js';
 import { CowbirdError, errnoOfError, messageOf } from '../sys/errors.js';
@@ -136,8 +136,8 @@ function addClosed(bits: Uint8Array, places: CowPlaces, uuid: string, sequenceId
         const cow = readCowFile(reader, places.sizeBytes);
         requireClosed(cow.header, uuid, sequenceId);
         // The whole list is read and counted before the first block of it is believed.
-        for (const run of [...cow.changedRuns()])
-          for (let at = 0; at < run.blockCount; at++) setBit(bits, run.firstBlock + at);
+        for (const { firstBlock, blockCount: count } of [...cow.changedRuns()])
+          setRange(bits, firstBlock, firstBlock + count);
         return;
       } finally {
         reader.close();
@@ -234,8 +234,8 @@ function removeFile(path: string): void {
 
 /** Adds the blocks of byte ranges to a list of blocks. */
 export function addRanges(bits: Uint8Array, ranges: ReadonlyArray<{ offset: number; length: number }>): void {
-  for (const { offset, length } of ranges) {
-    const end = Math.ceil((offset + length) / BLOCK_SIZE_BYTES);
-    for (let block = Math.floor(offset / BLOCK_SIZE_BYTES); block < end; block++) setBit(bits, block);
-  }
+  addByteRanges(
+    bits,
+    ranges.map(({ offset, length }) => ({ offset, lengthBytes: length })),
+  );
 }

@@ -9,11 +9,12 @@
  * version of another repository takes the map away from this one: its files are removed, and this one compares contents.
  */
 import type { ClientOptions } from '../control/client.js';
+import { addByteRanges } from '../repository/bits.js';
 import type { VersionRecord } from '../repository/manifest.js';
 import type { BackupSource } from '../repository/source.js';
 import { assert, CowbirdError, messageOf } from '../sys/errors.js';
 import { PageFile } from '../sys/page-file.js';
-import { addRanges, changedBetween, ownCowFile, type Sequence } from './cow-files.js';
+import { changedBetween, ownCowFile, type Sequence } from './cow-files.js';
 import { fsTypeOf, usedBlocks } from './free-blocks.js';
 import {
   endSnapshot,
@@ -176,10 +177,7 @@ function listChanges(request: DriverRequest, taken: TakenSnapshot): { candidates
   try {
     const candidates = changedBetween(places, from, taken.sequenceId);
     // They hold what an older version had there: as good as changed.
-    addRanges(
-      candidates,
-      newest.skipped.map(({ offset, lengthBytes }) => ({ offset, length: lengthBytes })),
-    );
+    addByteRanges(candidates, newest.skipped);
     return { candidates, reason: `the driver lists what changed since version ${newest.number}` };
   } catch (error) {
     const other = from.sequenceId + 1 < taken.sequenceId ? '; another repository has had it, or a run was cut off' : '';

@@ -8,6 +8,7 @@
 import { closeSync, fstatSync, lstatSync, openSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
+import { setRange } from '../repository/bits.js';
 import { FIEMAP_EXTENT, fileExtents } from '../sys/fsfile.js';
 import { freeRanges } from '../sys/fsmap.js';
 import { withPrivateMount } from '../sys/private-mount.js';
@@ -18,18 +19,10 @@ const MS_NOSUID_NODEV_NOEXEC = 14;
 const BITMAP_FD = 3;
 /** Extents whose address is none of the device's. */
 const NO_ADDRESS = FIEMAP_EXTENT.UNKNOWN | FIEMAP_EXTENT.DELALLOC | FIEMAP_EXTENT.ENCODED | FIEMAP_EXTENT.DATA_INLINE;
-const BITS = 8;
 
 /** Sets the bits of blocks that lie in a free range as a whole. */
 function putRange(bitmap: Buffer, offset: number, lengthBytes: number): void {
-  const end = Math.floor((offset + lengthBytes) / BLOCK_SIZE_BYTES);
-  let block = Math.ceil(offset / BLOCK_SIZE_BYTES);
-  while (block < end) {
-    const at = Math.floor(block / BITS);
-    const isWholeByte = block % BITS === 0 && end - block >= BITS;
-    bitmap[at] = isWholeByte ? 0xff : (bitmap[at] ?? 0) | (1 << (block % BITS));
-    block += isWholeByte ? BITS : 1;
-  }
+  setRange(bitmap, Math.ceil(offset / BLOCK_SIZE_BYTES), Math.floor((offset + lengthBytes) / BLOCK_SIZE_BYTES));
 }
 
 /**

@@ -16,12 +16,11 @@ import { closeSync, fstatSync, statSync } from 'node:fs';
 import * as v from 'valibot';
 import { HEAD_BYTES, signatureOf } from '../block/signature.js';
 import { pathsFrom } from '../control/paths.js';
-import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
 import { viewOf } from '../live/device-view.js';
 import { type FreezePoint, Freezer } from '../live/freezer.js';
 import type { Standstill } from '../live/standstill.js';
 import { BlockBitmap, type ContinuityToken, type LiveTracking, openTracking, startTracking } from '../live/tracking.js';
-import { makeBits, setBit } from '../repository/bits.js';
+import { addByteRanges, makeBits } from '../repository/bits.js';
 import { regionCount } from '../repository/layout.js';
 import type { SourceIdentity, VersionRecord } from '../repository/manifest.js';
 import type { BackupSource } from '../repository/source.js';
@@ -229,9 +228,7 @@ export function openLiveSource(request: LiveRequest): LiveSource {
       onFrozen: options.onFrozen,
     });
     // They hold what an older version had there: as good as changed.
-    for (const { offset, lengthBytes } of newest?.skipped ?? [])
-      for (let at = offset; at < offset + lengthBytes; at += BLOCK_SIZE_BYTES)
-        setBit(first.bytes, at / BLOCK_SIZE_BYTES);
+    addByteRanges(first.bytes, newest?.skipped ?? []);
     const source: BackupSource = {
       sizeBytes,
       identity: disk.identity,

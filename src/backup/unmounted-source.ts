@@ -10,7 +10,7 @@ import { type ClientOptions, call } from '../control/client.js';
 import { pathsFrom } from '../control/paths.js';
 import type { SnapshotStatus } from '../control/schema.js';
 import { latestSeries } from '../engine/saved-state.js';
-import { makeBits } from '../repository/bits.js';
+import { addByteRanges, makeBits } from '../repository/bits.js';
 import { regionCount } from '../repository/layout.js';
 import type { VersionRecord } from '../repository/manifest.js';
 import { messageOf } from '../sys/errors.js';
@@ -63,10 +63,7 @@ export async function openUnmountedSource(
     const candidates = makeBits(regionCount(source.sizeBytes));
     // More than had changed when this was begun with does no harm: it is read, too.
     for await (const { extents } of changePages(status.minor, client)) addRanges(candidates, extents);
-    addRanges(
-      candidates,
-      newest.skipped.map(({ offset, lengthBytes }) => ({ offset, length: lengthBytes })),
-    );
+    addByteRanges(candidates, newest.skipped);
     return {
       source: { ...listed, candidates },
       reason: `the driver lists what changed since version ${newest.number}${newest.whole ? '' : '; what that one left out as unused is read too, for what is in use is only known of a mounted volume'}`,

@@ -1,4 +1,5 @@
 /** One bit a block, in memory that threads share. A region's 256 bits are 32 bytes of its own, written by one thread. */
+import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
 import { REGION_BLOCKS } from './layout.js';
 
 const BYTES_PER_REGION = REGION_BLOCKS / 8;
@@ -22,14 +23,30 @@ export function hasBit(bits: Uint8Array, block: number): boolean {
   return ((bits[Math.floor(block / 8)] ?? 0) & (1 << (block % 8))) !== 0;
 }
 
-/** Clears a range of blocks, whole bytes at a time. */
+/** Clears a range of blocks. */
 export function clearRange(bits: Uint8Array, start: number, end: number): void {
+  putRange(bits, start, end, 0, clearBit);
+}
+
+/** Sets a range of blocks. */
+export function setRange(bits: Uint8Array, start: number, end: number): void {
+  putRange(bits, start, end, 0xff, setBit);
+}
+
+/** Whole bytes at a time. */
+function putRange(bits: Uint8Array, start: number, end: number, whole: number, putBit: typeof setBit): void {
   for (let block = start; block < end; ) {
     const isWholeByte = block % 8 === 0 && end - block >= 8;
-    if (isWholeByte) bits[block / 8] = 0;
-    else clearBit(bits, block);
+    if (isWholeByte) bits[block / 8] = whole;
+    else putBit(bits, block);
     block += isWholeByte ? 8 : 1;
   }
+}
+
+/** Sets the blocks that byte ranges touch. */
+export function addByteRanges(bits: Uint8Array, ranges: ReadonlyArray<{ offset: number; lengthBytes: number }>): void {
+  for (const { offset, lengthBytes } of ranges)
+    setRange(bits, Math.floor(offset / BLOCK_SIZE_BYTES), Math.ceil((offset + lengthBytes) / BLOCK_SIZE_BYTES));
 }
 
 /** Whether any block of the region is set. */
