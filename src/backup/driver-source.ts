@@ -70,7 +70,7 @@ export async function openDriverSources(
   hooks: Hooks,
   client: ClientOptions,
 ): Promise<DriverSource[]> {
-  const { snapshots, at: instant, freezeMs, warnings } = await takeSnapshots(requests, hooks, client);
+  const { snapshots, instant, freezeMs, warnings } = await takeSnapshots(requests, hooks, client);
   const opened: DriverSource[] = [];
   let at = 0;
   try {

@@ -58,7 +58,7 @@ export interface TakenSnapshots {
   /** In the order of the requests. */
   snapshots: TakenSnapshot[];
   /** When they were taken. */
-  at: Date;
+  instant: Date;
   /** How long the file systems stood still; null where the daemon could not say. */
   freezeMs: number | null;
   /** What of it did not succeed, in words. */
@@ -129,7 +129,7 @@ interface Ready {
 }
 
 interface Times {
-  at: Date;
+  instant: Date;
   freezeMs: number | null;
   warnings: string[];
 }
@@ -209,11 +209,11 @@ function nextSnapshots(ready: readonly Ready[], hooks: Hooks, client: ClientOpti
 async function timesOf(action: () => Promise<TakenTogether>): Promise<Times> {
   try {
     const { freezeMs } = await action();
-    return { at: new Date(), freezeMs, warnings: [] };
+    return { instant: new Date(), freezeMs, warnings: [] };
   } catch (error) {
     // The snapshots are there. That a list of changes could not be written shows again when it is read.
     if (!(error instanceof CowbirdError) || error.outcome !== 'partial') throw error;
-    return { at: new Date(), freezeMs: null, warnings: [error.message] };
+    return { instant: new Date(), freezeMs: null, warnings: [error.message] };
   }
 }
 

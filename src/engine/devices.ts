@@ -66,8 +66,8 @@ export async function openDevice(
 }
 
 /**
- * Takes a device down; what is down already is passed over. Its openers must be gone: EBUSY where one has come, and it stays. The keeper's descriptor stays: it is
- * closed when no record names it any more.
+ * Takes a device down; what is down already is passed over. Its openers must be gone: EBUSY where one has come, and it stays. The
+ * keeper's descriptor stays: it is closed when no record names it any more.
  */
 export async function closeDevice(context: EngineContext, device: DeviceRecord, fd: number): Promise<void> {
   for (const link of device.links) removeLink(link, device.node);

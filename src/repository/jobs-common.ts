@@ -2,6 +2,7 @@
 import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
 import { assert, CowbirdError, messageOf } from '../sys/errors.js';
 import { allocatePages } from '../sys/page-file.js';
+import type { Span } from './bits.js';
 import { CHECKSUM_BYTES, putChecksum } from './checksum.js';
 import { isMediumError, type ReadableFile, readMarked, readPadded, type WritableFile } from './files.js';
 import { blocksInRegion, REGION_BLOCKS, REGION_BYTES } from './layout.js';
@@ -115,16 +116,19 @@ export function checksumsWhere(data: Buffer, count: number, page: Buffer, isWant
 }
 
 /** Writes blocks `[start, end)` of a region, cut where the volume ends. Returns the bytes written. */
-export function writeBlocks(
-  file: WritableFile,
-  data: Buffer,
-  region: number,
-  span: { start: number; end: number },
-  sizeBytes: number,
-): number {
+export function writeBlocks(file: WritableFile, data: Buffer, region: number, span: Span, sizeBytes: number): number {
+  const { offset, lengthBytes } = bytesOfSpan(region, span, sizeBytes);
   const from = span.start * BLOCK_SIZE_BYTES;
-  const offset = region * REGION_BYTES + from;
-  const lengthBytes = Math.min((span.end - span.start) * BLOCK_SIZE_BYTES, sizeBytes - offset);
   file.pwrite(data.subarray(from, from + lengthBytes), offset);
   return lengthBytes;
+}
+
+/** Where blocks `[start, end)` of a region are, cut where the volume ends. */
+export function bytesOfSpan(
+  region: number,
+  { start, end }: Span,
+  sizeBytes: number,
+): { offset: number; lengthBytes: number } {
+  const offset = region * REGION_BYTES + start * BLOCK_SIZE_BYTES;
+  return { offset, lengthBytes: Math.min((end - start) * BLOCK_SIZE_BYTES, sizeBytes - offset) };
 }

@@ -1,11 +1,12 @@
 /** Jobs that read a source: copy it whole, compare it with the checksums, apply what differs. */
 import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
 import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
-import { hasBit, setBit, spansOf } from './bits.js';
+import { hasBit, setBit, setRange, spansOf } from './bits.js';
 import { CHECKSUM_BYTES, isZero, isZeroChecksum, putChecksum, sameChecksum } from './checksum.js';
 import { isMediumError, readMarked } from './files.js';
 import {
   blockAt,
+  bytesOfSpan,
   checksumsOf,
   checksumsWhere,
   type JobContext,
@@ -140,8 +141,8 @@ export interface ApplySpec extends SourceSpec {
   kind: 'apply';
   changed: Uint8Array;
   heal: Uint8Array | undefined;
-  /** What was there may have to be written again: what becomes zeros keeps its space until it is known that it has not. */
-  mayBeTakenBack: boolean;
+  /** What was there may have to be written again: set for what became zeros and has kept its space. Undefined: it has not to. */
+  zeroed: Uint8Array | undefined;
 }
 
 export function applyJob(spec: ApplySpec, context: JobContext): RegionTask {
@@ -172,11 +173,13 @@ export function applyJob(spec: ApplySpec, context: JobContext): RegionTask {
     }
     for (const span of spansOf(count, (block) => isWritten(block) && !isZeroChecksum(page, block)))
       totals.bytesWritten += writeBlocks(image, scratch.data, region, span, spec.sizeBytes);
-    for (const { start, end } of spansOf(count, (block) => isWritten(block) && isZeroChecksum(page, block))) {
-      const from = (first + start) * BLOCK_SIZE_BYTES;
-      const lengthBytes = Math.min((first + end) * BLOCK_SIZE_BYTES, spec.sizeBytes) - from;
-      if (spec.mayBeTakenBack) image.zero(from, lengthBytes);
-      else image.punch(from, lengthBytes);
+    for (const span of spansOf(count, (block) => isWritten(block) && isZeroChecksum(page, block))) {
+      const { offset, lengthBytes } = bytesOfSpan(region, span, spec.sizeBytes);
+      if (spec.zeroed === undefined) image.punch(offset, lengthBytes);
+      else {
+        image.zero(offset, lengthBytes);
+        setRange(spec.zeroed, first + span.start, first + span.end);
+      }
     }
     writePage(checksums, region, page, spec.sizeBytes);
   };

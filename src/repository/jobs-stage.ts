@@ -1,11 +1,18 @@
 /** The job that reads a source which goes on being written, to a file aside, until that holds one state. */
 
-import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
 import { clearBit, hasBit, setBit, spansOf } from './bits.js';
 import { CHECKSUM_BYTES, isZeroChecksum, sameChecksum } from './checksum.js';
-import { checksumsWhere, type JobContext, needed, type RegionTask, readPage, writeBlocks } from './jobs-common.js';
+import {
+  bytesOfSpan,
+  checksumsWhere,
+  type JobContext,
+  needed,
+  type RegionTask,
+  readPage,
+  writeBlocks,
+} from './jobs-common.js';
 import { GAP_BLOCKS, readImagePage, readRegion, type SourceSpec } from './jobs-source.js';
-import { blocksInRegion, REGION_BLOCKS, REGION_BYTES } from './layout.js';
+import { blocksInRegion, REGION_BLOCKS } from './layout.js';
 
 /** Reads blocks of the source, and puts aside those that are not as in the newest version, or were not in an earlier pass. */
 export interface StageSpec extends SourceSpec {
@@ -53,9 +60,9 @@ export function stageJob(spec: StageSpec, context: JobContext): RegionTask {
     }
     const isData = (block: number): boolean => written[block] === 1 && !isZeroChecksum(newPage, block);
     for (const span of spansOf(count, isData)) writeBlocks(target, scratch.data, region, span, sizeBytes);
-    for (const { start, end } of spansOf(count, (block) => written[block] === 1 && !isData(block))) {
-      const from = region * REGION_BYTES + start * BLOCK_SIZE_BYTES;
-      target.punch(from, Math.min(region * REGION_BYTES + end * BLOCK_SIZE_BYTES, sizeBytes) - from);
+    for (const span of spansOf(count, (block) => written[block] === 1 && !isData(block))) {
+      const { offset, lengthBytes } = bytesOfSpan(region, span, sizeBytes);
+      target.punch(offset, lengthBytes);
     }
   };
 }

@@ -51,7 +51,7 @@ export async function followSource(
       used,
       changed: blocks,
       heal: undefined,
-      mayBeTakenBack: false,
+      zeroed: undefined,
     } as const;
     const chosen = regionsWith(regionCount(source.sizeBytes), blocks);
     const progress = phase(options, 'copy', bytesOf(chosen, source.sizeBytes));

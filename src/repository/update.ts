@@ -24,7 +24,7 @@
 import { randomBytes } from 'node:crypto';
 import { BLOCK_SIZE_BYTES, blockCount } from '../cow/geometry.js';
 import { CowbirdError, messageOf } from '../sys/errors.js';
-import { regionsWith } from './bits.js';
+import { makeBits, regionsWith } from './bits.js';
 import { CHECKSUM_BYTES } from './checksum.js';
 import type { JobTotals } from './jobs-common.js';
 import { CHECKSUMS, HISTORY, IMAGE, IMAGE_UPDATING, regionCount } from './layout.js';
@@ -45,7 +45,7 @@ import {
   withUsedAgain,
   writeUsedMap,
 } from './used-map.js';
-import { punchZeros, type Zeroed } from './zeroed.js';
+import { punchZeros } from './zeroed.js';
 
 export interface UpdateResult {
   version: VersionRecord;
@@ -148,8 +148,8 @@ interface Written {
   result: UpdateResult;
   /** Of an image that others wrote: all of it was made good, which wants every block to be read. */
   isSound: boolean;
-  /** Has kept its space so far. */
-  zeroed?: Zeroed;
+  /** Blocks that became zeros, and have kept their space so far. */
+  zeroed?: Uint8Array;
 }
 
 /** Makes the repository whole after a failure, and returns the error to be thrown. */
@@ -301,6 +301,7 @@ async function updateImage(
   files.rename(IMAGE, IMAGE_UPDATING);
   files.fsyncFolder('');
   setLengths({ image, checksums }, newest.sizeBytes, source.sizeBytes);
+  const zeroed = makeBits(regionCount(source.sizeBytes));
   const spec = {
     kind: 'apply',
     sizeBytes: source.sizeBytes,
@@ -308,7 +309,7 @@ async function updateImage(
     used: usedOf(source, options),
     changed: plan.changed,
     heal: plan.heal,
-    mayBeTakenBack: true,
+    zeroed,
   } as const;
   const chosen = regionsWith(regionCount(source.sizeBytes), plan.changed, plan.heal);
   const applied = await options.run(
@@ -346,7 +347,7 @@ async function updateImage(
     manifest: { ...manifest, lastNumber: version.number, image: null, versions },
     result: { version, damagedBlocks, imageWasForeign: checkImage },
     isSound: !checkImage || version.skipped.length === 0,
-    zeroed: { chosen, changed: plan.changed },
+    zeroed,
   };
 }
 

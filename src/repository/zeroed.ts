@@ -2,36 +2,25 @@
  * What became zeros in an update. Until the version counts it keeps its space, so that what it had can be written again on a disk that
  * is full by then; a repository that cannot be made whole for want of room could not be read either.
  */
-import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
-import { hasBit, spansOf } from './bits.js';
-import { CHECKSUM_BYTES, isZeroChecksum } from './checksum.js';
+import { hasBit, regionsWith, spansOf } from './bits.js';
 import type { RepositoryFiles } from './files.js';
-import { readPage } from './jobs-common.js';
-import { blocksInRegion, CHECKSUMS, IMAGE_UPDATING, REGION_BLOCKS } from './layout.js';
+import { bytesOfSpan } from './jobs-common.js';
+import { blocksInRegion, IMAGE_UPDATING, REGION_BLOCKS, regionCount } from './layout.js';
 
-export interface Zeroed {
-  /** Regions with blocks that changed. */
-  chosen: Uint32Array;
-  changed: Uint8Array;
-}
-
-/** Gives the space back, once the version counts. Cut off here, the zeros keep theirs. */
-export function punchZeros(files: RepositoryFiles, { chosen, changed }: Zeroed, sizeBytes: number): void {
+/** Gives the space of these blocks back, once the version counts. Cut off here, the zeros keep theirs. */
+export function punchZeros(files: RepositoryFiles, zeroed: Uint8Array, sizeBytes: number): void {
+  const regions = regionsWith(regionCount(sizeBytes), zeroed);
+  if (regions.length === 0) return;
   const image = files.open(IMAGE_UPDATING, 'write');
-  const checksums = files.open(CHECKSUMS, 'read');
-  const page = Buffer.alloc(REGION_BLOCKS * CHECKSUM_BYTES);
   try {
-    for (const region of chosen) {
-      readPage(checksums, region, page);
-      const first = region * REGION_BLOCKS;
-      const isZeroed = (block: number): boolean => hasBit(changed, first + block) && isZeroChecksum(page, block);
-      for (const { start, end } of spansOf(blocksInRegion(region, sizeBytes), isZeroed)) {
-        const from = (first + start) * BLOCK_SIZE_BYTES;
-        image.punch(from, Math.min((first + end) * BLOCK_SIZE_BYTES, sizeBytes) - from);
+    for (const region of regions) {
+      const isZeroed = (block: number): boolean => hasBit(zeroed, region * REGION_BLOCKS + block);
+      for (const span of spansOf(blocksInRegion(region, sizeBytes), isZeroed)) {
+        const { offset, lengthBytes } = bytesOfSpan(region, span, sizeBytes);
+        image.punch(offset, lengthBytes);
       }
     }
   } finally {
     image.close();
-    checksums.close();
   }
 }
