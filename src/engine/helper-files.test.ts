@@ -52,6 +52,23 @@ const SWAPPER = `
     renameSync(path + '.file', path);
   }`;
 
+/** Opens the file again and again: it is the very one, or it is refused as another. */
+function raceFor(lengthMs: number, file: StoreFile, seen: { opened: number; refused: number }): void {
+  for (const endMs = performance.now() + lengthMs; performance.now() < endMs; ) {
+    let fd: number;
+    try {
+      fd = openStore(file, constants.O_RDWR);
+    } catch (error) {
+      assert.match(String(error), /another file/);
+      seen.refused++;
+      continue;
+    }
+    assert.equal(fstatSync(fd).ino, file.ino);
+    closeSync(fd);
+    seen.opened++;
+  }
+}
+
 describe('a COW file', () => {
   it('is never taken for what somebody puts in its place while it is opened', { timeout: 20_000 }, async (t) => {
     const at = folder(t);
@@ -61,21 +78,15 @@ describe('a COW file', () => {
     const swapper = spawn(process.execPath, ['-e', SWAPPER, file.path, victim], {
       stdio: ['ignore', 'pipe', 'ignore'],
     });
-    t.after(() => swapper.kill('SIGKILL'));
-    await once(swapper.stdout, 'data');
+    const ended = once(swapper, 'exit');
     const seen = { opened: 0, refused: 0 };
-    for (const endMs = performance.now() + RACE_MS; performance.now() < endMs; ) {
-      let fd: number;
-      try {
-        fd = openStore(file, constants.O_RDWR);
-      } catch (error) {
-        assert.match(String(error), /another file/);
-        seen.refused++;
-        continue;
-      }
-      assert.equal(fstatSync(fd).ino, file.ino);
-      closeSync(fd);
-      seen.opened++;
+    try {
+      await once(swapper.stdout, 'data');
+      raceFor(RACE_MS, file, seen);
+    } finally {
+      // Its next file would be put into the folder that the test removes.
+      swapper.kill('SIGKILL');
+      await ended;
     }
     assert.ok(seen.opened > 0 && seen.refused > 0, `both were met: ${JSON.stringify(seen)}`);
   });
