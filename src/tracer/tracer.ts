@@ -311,7 +311,9 @@ export class Tracer {
   }
 
   endStoreWrite(): void {
-    if (Atomics.sub(this.memory.words, Word.STORE_WRITES, 1) === 1) this.hooks.wake(Word.STORE_WRITES);
+    // Who waits for this has failed the snapshot before he looked at the count: one of the two sees the other.
+    if (Atomics.sub(this.memory.words, Word.STORE_WRITES, 1) === 1 && this.memory.get(Word.FAILED) !== 0)
+      this.hooks.wake(Word.STORE_WRITES);
   }
 
   /** Makes the header on disk say "unclean", durably, before the first write since it was made clean. */
