@@ -1,7 +1,7 @@
 /** Attached volumes as sources of a backup: which one is meant, what is on it, and whether engine `driver` may have it. */
 import { closeSync, lstatSync, mkdirSync, openSync, readFileSync, realpathSync, statSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
-import { HEAD_BYTES, type Signature, signatureOf } from '../block/signature.js';
+import type { Signature } from '../block/signature.js';
 import { type ClientOptions, call, daemonStatus } from '../control/client.js';
 import { pathsFrom } from '../control/paths.js';
 import type { SnapshotStatus, VolumeInfo } from '../control/schema.js';
@@ -10,11 +10,11 @@ import { isDeadLink } from '../engine/stale.js';
 import type { SourceIdentity } from '../repository/manifest.js';
 import { belowPath } from '../sys/below.js';
 import { deviceNumbersOn } from '../sys/blkdev.js';
-import { DirectReader } from '../sys/direct-reader.js';
 import { CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { lockHolders } from '../sys/lock-holders.js';
 import { type CowPlaces, isOwnCowFile } from './cow-files.js';
+import { contentOf, signatureOfNode } from './node-signature.js';
 import { placeOfDevice } from './scan-source.js';
 
 const LAST_MINOR = 255;
@@ -38,25 +38,13 @@ export async function attachedSource(source: string, client: ClientOptions): Pro
   const { volumes } = await call('list', {}, client);
   const volume = volumes.find(({ device, origin }) => device === real || origin === real);
   if (volume === undefined) return undefined;
-  const reader = new DirectReader(volume.device);
-  let head: Buffer;
-  try {
-    head = Buffer.alloc(HEAD_BYTES);
-    for (let at = 0; at < HEAD_BYTES; ) {
-      const count = reader.read(head.subarray(at), at);
-      if (count === 0) break;
-      at += count;
-    }
-  } finally {
-    reader.close();
-  }
-  const signature = signatureOf(head);
+  const signature = signatureOfNode(volume.device);
   const stats = statSync(volume.origin);
   const identity: SourceIdentity = {
     kind: 'volume',
     path: volume.origin,
     place: stats.isFile() ? volume.origin : placeOfDevice(volume.origin, stats.rdev),
-    content: signature?.id === undefined ? null : `${signature.name} ${signature.id}`,
+    content: contentOf(signature),
   };
   const mounts = mountsOn(volume.device);
   const isMounted = isMountedWritable(mounts);

@@ -5,16 +5,16 @@ import { dirname, join, resolve } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import * as v from 'valibot';
-import { HEAD_BYTES, type Signature, signatureOf } from '../block/signature.js';
+import type { Signature } from '../block/signature.js';
 import { type ClientOptions, call } from '../control/client.js';
 import { pathsFrom } from '../control/paths.js';
 import { backingFileOf, boundLoops, isBoundLoop, releaseLoop } from '../sys/blkdev.js';
-import { DirectReader } from '../sys/direct-reader.js';
 import { CowbirdError } from '../sys/errors.js';
 import { ownMounts } from '../sys/mounts.js';
 import { DEVICE_FOLDER, isServed, sweepDevices } from './device-folder.js';
 import type { DeviceStart } from './device-main.js';
 import { FREE_MOUNT_OPTIONS, fsTypeOf } from './free-blocks.js';
+import { signatureOfNode } from './node-signature.js';
 import { parseVersionName } from './repository-at.js';
 import { realPathOf } from './scan-source.js';
 import { snapshotNode } from './snapshots.js';
@@ -179,7 +179,7 @@ export async function mount(target: string, directory: string, options: DeviceOp
     throw new CowbirdError('ENOTDIR', `${directory} is no directory: make it first, or name another`);
   const started = await start(target, options);
   try {
-    const signature = signatureAt(started.device);
+    const signature = signatureOfNode(started.device);
     requireFileSystem(target, signature);
     await runMount(started.device, mountPoint, signature, options.writable === true);
     await started.leave('mounted');
@@ -187,21 +187,6 @@ export async function mount(target: string, directory: string, options: DeviceOp
   } catch (error) {
     if (isOurs(started.device)) await release(started.device);
     throw error;
-  }
-}
-
-function signatureAt(node: string): Signature | undefined {
-  const reader = new DirectReader(node);
-  try {
-    const head = Buffer.alloc(HEAD_BYTES);
-    for (let at = 0; at < HEAD_BYTES; ) {
-      const count = reader.read(head.subarray(at), at);
-      if (count === 0) break;
-      at += count;
-    }
-    return signatureOf(head);
-  } finally {
-    reader.close();
   }
 }
 

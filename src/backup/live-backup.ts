@@ -14,7 +14,6 @@
  */
 import { closeSync, fstatSync, statSync } from 'node:fs';
 import * as v from 'valibot';
-import { HEAD_BYTES, signatureOf } from '../block/signature.js';
 import { pathsFrom } from '../control/paths.js';
 import { viewOf } from '../live/device-view.js';
 import { type FreezePoint, Freezer } from '../live/freezer.js';
@@ -26,11 +25,11 @@ import type { SourceIdentity, VersionRecord } from '../repository/manifest.js';
 import type { BackupSource } from '../repository/source.js';
 import { belowDisk } from '../sys/below.js';
 import { deviceNumber } from '../sys/blkdev.js';
-import { DirectReader } from '../sys/direct-reader.js';
 import { assert, CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
 import { PageFile } from '../sys/page-file.js';
 import { doubted, LivePasses } from './live-source.js';
 import { type Survey, surveyDisk } from './live-survey.js';
+import { contentOf, signatureOfNode } from './node-signature.js';
 import { claimError, placeOfDevice, realPathOf } from './scan-source.js';
 import type { Hooks } from './snapshots.js';
 
@@ -104,12 +103,12 @@ export class LiveDisk {
           'EBUSY',
           `${claimed} is in use, and not by a file system that can be frozen (swap, RAID, LVM, a database): end that, back up the partitions one by one, or name a command that makes it stand still (--pre-freeze, --post-thaw)`,
         );
-      const signature = signatureOf(orAskRoot(node, () => headOf(node)));
+      const signature = orAskRoot(node, () => signatureOfNode(node));
       const identity: SourceIdentity = {
         kind: 'device',
         path: node,
         place: placeOfDevice(node, stats.rdev),
-        content: signature?.id === undefined ? null : `${signature.name} ${signature.id}`,
+        content: contentOf(signature),
       };
       return new LiveDisk(node, identity, survey);
     } catch (error) {
@@ -155,21 +154,6 @@ function requireTimes({ freezeTimeoutSeconds, hookTimeoutSeconds }: LiveOptions 
   for (const [name, seconds, most] of times)
     if (seconds !== undefined && !(seconds > 0 && seconds <= most))
       throw new CowbirdError('EINVAL', `--${name} ${seconds} is not a number of seconds up to ${most}`);
-}
-
-function headOf(node: string): Buffer {
-  const reader = new DirectReader(node);
-  try {
-    const head = Buffer.alloc(HEAD_BYTES);
-    for (let at = 0; at < HEAD_BYTES; ) {
-      const count = reader.read(head.subarray(at), at);
-      if (count === 0) break;
-      at += count;
-    }
-    return head;
-  } finally {
-    reader.close();
-  }
 }
 
 export interface LiveRequest {

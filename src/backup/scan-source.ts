@@ -12,6 +12,7 @@ import { CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
 import { tryLockImage } from '../sys/fsfile.js';
 import { allMounts } from '../sys/mounts.js';
 import { allocatePages, PageFile } from '../sys/page-file.js';
+import { contentOf } from './node-signature.js';
 
 /** For what a disk begins with: O_DIRECT takes whole pages only. Made once, for it is never given back. */
 let headPages: Buffer | undefined;
@@ -49,7 +50,7 @@ export function openScanSource(path: string): OpenSource {
       kind: stats.isFile() ? 'file' : 'device',
       path: real,
       place: stats.isFile() ? real : placeOfDevice(real, stats.rdev),
-      content: signature?.id === undefined ? null : `${signature.name} ${signature.id}`,
+      content: contentOf(signature),
     };
     const opened = file;
     const mark = writeMark(stats, opened.handle.fd);

@@ -5,7 +5,7 @@
  */
 import { fstatSync } from 'node:fs';
 import { blockDeviceSizeBytes } from './blkdev.js';
-import { errnoOfError, SystemError } from './errors.js';
+import { assert, errnoOfError, SystemError } from './errors.js';
 import * as libc from './libc.js';
 
 const ENOTBLK = 15;
@@ -23,8 +23,8 @@ export class DirectReader {
   /** The descriptor, for other transfers past the page cache beside those of `read()`; undefined where there can be none. */
   readonly directFd: number | undefined;
   readonly #fd: number;
-  readonly #address: number;
-  readonly #bytes: Uint8Array;
+  /** Undefined: closed. A view on memory that was given back may not be touched. */
+  #memory: libc.Mapping | undefined;
 
   constructor(path: string) {
     let direct = true;
@@ -44,31 +44,34 @@ export class DirectReader {
     }
     this.lengthBytes = stats.isFile() ? stats.size : blockDeviceSizeBytes(this.#fd);
     if (!direct) libc.dropCache(this.#fd);
-    const mapping = libc.mapLocked(BUFFER_BYTES);
-    this.#address = mapping.address;
-    this.#bytes = new Uint8Array(mapping.bytes);
+    this.#memory = libc.mapPages(BUFFER_BYTES);
   }
 
   /** Reads up to the buffer's length from `offset`; 0 at the end. @throws {SystemError} */
   read(buffer: Uint8Array, offset: number): number {
+    const memory = this.#memory;
+    assert(memory !== undefined, 'a reader that reads is open');
     if (offset >= this.lengthBytes) return 0;
     const start = offset - (offset % PAGE_BYTES);
     const wanted = Math.min(BUFFER_BYTES, Math.ceil((offset + buffer.byteLength - start) / PAGE_BYTES) * PAGE_BYTES);
     const device = Math.ceil(this.lengthBytes / SECTOR_BYTES) * SECTOR_BYTES;
     const count = libc.fast.pread(
       this.#fd,
-      this.#address,
+      memory.address,
       Math.min(wanted, Math.max(device - start, SECTOR_BYTES)),
       start,
     );
     if (count < 0) throw new SystemError('pread', libc.lastErrno(), `at ${start}`);
     const available = Math.min(count - (offset - start), buffer.byteLength);
     if (available <= 0) return 0;
-    buffer.set(this.#bytes.subarray(offset - start, offset - start + available));
+    buffer.set(new Uint8Array(memory.bytes, offset - start, available));
     return available;
   }
 
   close(): void {
+    if (this.#memory === undefined) return;
+    libc.unmap(this.#memory);
+    this.#memory = undefined;
     libc.close(this.#fd);
   }
 }
