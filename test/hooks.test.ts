@@ -103,6 +103,19 @@ describe('hooks', { skip: CANNOT, concurrency: 2 }, () => {
     for (const minor of [236, 237]) assert.equal((await lab.status(minor)).state, 3);
   });
 
+  it('after the thaw that fail leave the version of a backup, which says so', async (t) => {
+    const { lab, node } = await mounted(t);
+    const repository = lab.path('repository');
+    const backup = (postThaw: string): Promise<cowbird.BackupSummary> =>
+      cowbird.backup(node, repository, { hooks: { postThaw }, client: lab.client });
+    const failed = await backup('echo no database here; exit 1');
+    assert.deepEqual([failed.version, failed.engine, failed.hookFailed], [1, 'driver', true]);
+    assert.match(failed.warnings.join('\n'), /post-thaw/);
+    const next = await backup('true');
+    assert.deepEqual([next.version, next.engine, next.hookFailed, next.warnings], [2, 'driver', false, []]);
+    assert.match(next.reason, /^the driver lists/);
+  });
+
   it('after the thaw run also when the engine ends before it comes to that', async (t) => {
     const { lab, node, mnt, log } = await mounted(t);
     const hooks = { preFreeze: `echo pre >> ${log}`, postThaw: `echo post >> ${log}` };

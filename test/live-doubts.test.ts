@@ -88,4 +88,7 @@ test('a disk in use without a file system is backed up live when hooks make it s
     await run('dd', 'if=/dev/urandom', `of=${node}`, 'bs=4k', 'count=5', 'seek=777', 'oflag=direct', 'conv=notrunc');
   }
   assert.equal((await run('cat', lab.path('hooks'))).trim(), 'stands\ngoes\nstands\ngoes');
+  const made = await cowbird.backup(node, repository, { hooks: { ...hooks, postThaw: 'exit 3' }, client });
+  assert.deepEqual([made.version, made.engine, made.hookFailed], [3, 'live', true]);
+  assert.match(made.warnings.join('\n'), /post-thaw.*3/);
 });

@@ -83,6 +83,8 @@ export interface BackupSummary {
   skippedBytes: number;
   /** Versions that were dropped. */
   dropped: number[];
+  /** Whether `postThaw` did not do its work, though the version was made: what it was to start again may stand still. */
+  hookFailed: boolean;
   /** What else the person has to know. */
   warnings: string[];
 }
@@ -187,7 +189,7 @@ async function backupSnapshot(
     problems = await driver.end(summary !== undefined);
   }
   summary.warnings.push(...driver.warnings, ...problems);
-  return summary;
+  return { ...summary, hookFailed: driver.hookFailed };
 }
 
 /** The daemon snapshots a volume with a file system only while that is mounted. */
@@ -346,6 +348,7 @@ function summaryOf(
     restBytes: 0,
     skippedBytes,
     dropped,
+    hookFailed: false,
     warnings,
   };
 }

@@ -42,6 +42,8 @@ export interface DriverSource {
   node: string;
   /** How long the file system stood still; null where that is not known. */
   freezeMs: number | null;
+  /** Whether `postThaw` did not do its work; the words are among the warnings. */
+  hookFailed: boolean;
   /** What is not as it should be, in words. */
   warnings: string[];
   /** Goes on to incremental mode; `committed`: a version was made. Returns what did not succeed, in words. Never throws. */
@@ -70,7 +72,7 @@ export async function openDriverSources(
   hooks: Hooks,
   client: ClientOptions,
 ): Promise<DriverSource[]> {
-  const { snapshots, instant, freezeMs, warnings } = await takeSnapshots(requests, hooks, client);
+  const { snapshots, instant, freezeMs, hookFailed, warnings } = await takeSnapshots(requests, hooks, client);
   const opened: DriverSource[] = [];
   let at = 0;
   try {
@@ -79,7 +81,7 @@ export async function openDriverSources(
       const taken = snapshots[i];
       assert(taken !== undefined, 'every request has its snapshot');
       const source = await openSnapshot(request, { ...taken, instant }, client);
-      opened.push({ ...source, freezeMs, warnings: [...warnings, ...source.warnings] });
+      opened.push({ ...source, freezeMs, hookFailed, warnings: [...warnings, ...source.warnings] });
     }
     return opened;
   } catch (error) {
@@ -97,7 +99,7 @@ async function openSnapshot(
   request: DriverRequest,
   taken: TakenSnapshot & { instant: Date },
   client: ClientOptions,
-): Promise<Omit<DriverSource, 'freezeMs'>> {
+): Promise<Omit<DriverSource, 'freezeMs' | 'hookFailed'>> {
   let file: PageFile | undefined;
   // Also when the caller was interrupted.
   const { signal: _, ...unhurried } = client;

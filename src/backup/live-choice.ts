@@ -70,6 +70,7 @@ export function withLive(summary: BackupSummary, { passes, warnings }: LiveSourc
     freezeMs,
     passes: count,
     restBytes,
+    hookFailed: problems.length > 0,
     warnings: [...summary.warnings, ...warnings, ...problems],
   };
 }

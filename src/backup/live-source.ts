@@ -76,6 +76,7 @@ export class LivePasses {
   restBytes = 0;
   /** When the disk was what was read of it. */
   instant: Date | undefined;
+  /** Of the post-thaw hook, in words. */
   readonly problems: string[] = [];
 
   constructor(parts: LiveParts) {

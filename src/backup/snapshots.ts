@@ -33,6 +33,9 @@ const LOOK_AGAIN_MS = 50;
 /** Other daemons take minors at the same time. */
 const MINOR_ATTEMPTS = 5;
 
+/** Of a snapshot that was taken, whose post-thaw hook failed (`refuseHookProblem` in src/engine/taking.ts). */
+const HOOK_FAILED = 'ECANCELED';
+
 /** Commands around a freeze, run by `sh -c`. `postThaw` is run whatever became of `preFreeze`. */
 export interface Hooks {
   preFreeze?: string;
@@ -61,6 +64,8 @@ export interface TakenSnapshots {
   instant: Date;
   /** How long the file systems stood still; null where the daemon could not say. */
   freezeMs: number | null;
+  /** Whether `postThaw` did not do its work; the words are among the warnings. */
+  hookFailed: boolean;
   /** What of it did not succeed, in words. */
   warnings: string[];
 }
@@ -128,11 +133,7 @@ interface Ready {
   begunAnew: string | undefined;
 }
 
-interface Times {
-  instant: Date;
-  freezeMs: number | null;
-  warnings: string[];
-}
+type Times = Omit<TakenSnapshots, 'snapshots'>;
 
 async function makeReady(request: SnapshotRequest, client: ClientOptions): Promise<Ready> {
   const status = await ownTracking(request.attached.volume, client);
@@ -209,11 +210,12 @@ function nextSnapshots(ready: readonly Ready[], hooks: Hooks, client: ClientOpti
 async function timesOf(action: () => Promise<TakenTogether>): Promise<Times> {
   try {
     const { freezeMs } = await action();
-    return { instant: new Date(), freezeMs, warnings: [] };
+    return { instant: new Date(), freezeMs, hookFailed: false, warnings: [] };
   } catch (error) {
     // The snapshots are there. That a list of changes could not be written shows again when it is read.
     if (!(error instanceof CowbirdError) || error.outcome !== 'partial') throw error;
-    return { instant: new Date(), freezeMs: null, warnings: [error.message] };
+    const hookFailed = error.code === HOOK_FAILED;
+    return { instant: new Date(), freezeMs: null, hookFailed, warnings: [error.message] };
   }
 }
 

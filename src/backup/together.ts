@@ -293,8 +293,12 @@ async function makeVersions(
   } finally {
     for (const work of works) problems.set(work, (await work.driver?.end(isMade)) ?? []);
   }
-  for (const [i, work] of works.entries())
-    backups[i]?.warnings.push(...(work.driver?.warnings ?? []), ...(problems.get(work) ?? []));
+  for (const [i, work] of works.entries()) {
+    const made = backups[i];
+    assert(made !== undefined, 'every pair has its version');
+    made.warnings.push(...(work.driver?.warnings ?? []), ...(problems.get(work) ?? []));
+    made.hookFailed ||= work.driver?.hookFailed === true;
+  }
   return { id, backups };
 }
 

@@ -18,6 +18,7 @@ const SUMMARY: BackupSummary = {
   restBytes: 0,
   skippedBytes: 4096,
   dropped: [1],
+  hookFailed: false,
   warnings: ['4096 bytes could not be read'],
 };
 const RESTORED: RestoreSummary = { version: 2, sizeBytes: 8192, bytesWritten: 4096, damaged: [], warnings: [] };
@@ -32,6 +33,17 @@ describe('cowbird backup', () => {
       io.stderr,
       'warning: 4096 bytes could not be read\nversion 3 of a: 64 MiB read, 8.0 KiB written, engine scan (scan was asked for); dropped 1 version\n',
     );
+  });
+
+  it('exits 4 when there is a version and the hook after the thaw failed', async () => {
+    const summary = { ...SUMMARY, hookFailed: true, warnings: ['the hook failed'] };
+    for (const json of [[], ['--json']]) {
+      const io = fakeIo({ backup: async () => summary });
+      assert.equal(await main(['backup', 'a', 'b', ...json], io), 4);
+    }
+    const pair = { ...summary, source: 'a', repository: 'b' };
+    const io = fakeIo({ backupTogether: async () => ({ id: '1', backups: [{ ...pair, hookFailed: false }, pair] }) });
+    assert.equal(await main(['backup', '--together', 'a:b', 'c:d'], io), 4);
   });
 
   it('ends its JSON with a summary', async () => {

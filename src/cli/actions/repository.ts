@@ -104,7 +104,7 @@ const backup: Action = async (call) => {
     call.library.backup(source, operand(call, 1), { ...options, ...own }),
   );
   summarize(call, summary, backupText(source, summary), summary.warnings);
-  return undefined;
+  return summary.hookFailed ? EXIT.partial : undefined;
 };
 
 /** `/dev/cowbird/data:/backup/data`, cut at its last colon. */
@@ -115,14 +115,14 @@ function splitPair(text: string): BackupPair {
   throw new CowbirdError('EINVAL', `\`${text}\` is not SOURCE:REPO: write a source, a colon, and its repository`);
 }
 
-async function backupTogether(call: Call): Promise<undefined> {
+async function backupTogether(call: Call): Promise<number | undefined> {
   const own = backupOptions(call);
   const pairs = call.operands.map(splitPair);
   const summary = await withProgress(call, (options) => call.library.backupTogether(pairs, { ...options, ...own }));
   const warnings = summary.backups.flatMap((one) => one.warnings.map((warning) => `${one.source}: ${warning}`));
   const lines = summary.backups.map((one) => backupText(one.source, one));
   summarize(call, summary, lines.join('\n'), warnings);
-  return undefined;
+  return summary.backups.some(({ hookFailed }) => hookFailed) ? EXIT.partial : undefined;
 }
 
 const versions: Action = async (call) => {

@@ -84,6 +84,13 @@ export const REPOSITORY_COMMANDS: readonly CommandSpec[] = [
         meaning: 'A database and its log, on two volumes, at one instant.',
       },
     ],
+    exits: [
+      {
+        status: 4,
+        meaning:
+          'The version was made, but older ones could not be dropped, or the command of --post-thaw failed: what it was to start again may stand still.',
+      },
+    ],
   },
   {
     name: 'versions',
