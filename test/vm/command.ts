@@ -20,7 +20,9 @@ const SCRATCH_BYTES = 8 * 1_073_741_824;
 const NVME_BYTES = 402_653_184;
 /** For an attached volume with ext4; loading each of the others takes seconds of a guest. */
 const MODULES = ['fuse', 'loop'];
-const MORE_MODULES = ['xfs', 'btrfs', 'zram', 'dm-mod', 'nvme'];
+const MORE_MODULES = ['xfs', 'btrfs', 'zram', 'dm-mod', 'nvme', 'nd_e820', 'nd_pmem'];
+/** A piece of memory that is a disk, /dev/pmem0. */
+const PMEM_OPTIONS = ['memmap=64M!1G'];
 const TIMEOUT_MS = 20 * 60_000;
 const PROGRAMS = ['qemu-system-x86_64', 'busybox', 'cpio', 'depmod', 'dpkg-deb', 'apt-get', 'mkfs.ext4'];
 const PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
@@ -40,6 +42,7 @@ export interface GuestTests {
   files: readonly string[];
   /** Of the kernel, beside those that an attached volume takes. */
   moreModules?: readonly string[];
+  kernelOptions?: readonly string[];
   timeoutMs: number;
   onLine: (line: string) => void;
   signal?: AbortSignal;
@@ -100,7 +103,8 @@ export async function main(args: string[]): Promise<number> {
   };
   const { kernel } = values;
   const { signal } = controller;
-  const request = { kernel, files, moreModules: MORE_MODULES, timeoutMs: TIMEOUT_MS, onLine, signal };
+  const more = { moreModules: MORE_MODULES, kernelOptions: PMEM_OPTIONS };
+  const request = { kernel, files, ...more, timeoutMs: TIMEOUT_MS, onLine, signal };
   const { exitCode } = await runGuestTests(request);
   process.stderr.write(`The guest ended with ${exitCode}, after ${Math.round((Date.now() - startedAt) / 1_000)} s\n`);
   return exitCode ?? 1;

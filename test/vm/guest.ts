@@ -21,6 +21,8 @@ export interface GuestOptions {
   disks: readonly string[];
   /** Raw images, as /dev/nvme0n1, /dev/nvme1n1 … */
   nvmeDisks?: readonly string[];
+  /** On the kernel's command line, beside the others. */
+  kernelOptions?: readonly string[];
   timeoutMs: number;
   /** Hears each line of the script's output. */
   onLine?: (line: string) => void;
@@ -65,7 +67,7 @@ export async function runGuest(options: GuestOptions): Promise<GuestResult> {
 }
 
 function qemuArguments(
-  { kernel, disks, nvmeDisks = [] }: GuestOptions,
+  { kernel, disks, nvmeDisks = [], kernelOptions = [] }: GuestOptions,
   initramfs: string,
   consolePath: string,
 ): string[] {
@@ -80,7 +82,7 @@ function qemuArguments(
   return [
     ...['-accel', 'tcg,thread=multi', '-cpu', 'max', '-smp', String(CPUS), '-m', String(MEMORY_MIB)],
     ...['-nodefaults', '-no-reboot', '-display', 'none', '-serial', `file:${consolePath}`, '-serial', 'stdio'],
-    ...['-kernel', kernel.imagePath, '-initrd', initramfs, '-append', KERNEL_OPTIONS],
+    ...['-kernel', kernel.imagePath, '-initrd', initramfs, '-append', [KERNEL_OPTIONS, ...kernelOptions].join(' ')],
     ...['-virtfs', 'local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap'],
     ...drives,
     ...nvmeDrives,

@@ -10,6 +10,7 @@ import { BlockBitmap, startTracking } from '../../src/live/tracking.js';
 import { CANNOT, copy, digestOf, fill, Lab, MIB, run, succeeds } from '../lab.js';
 import { loopDevice, trackerPlace, zramDevice } from '../tracking-lab.js';
 import { requireNineSteps } from './nine-steps.js';
+import { passBlock, passZeroes } from './nvme-commands.js';
 
 const FILES = 120;
 const FILE_BYTES = 65_536;
@@ -81,6 +82,52 @@ test('more on this kernel', { skip: CANNOT }, async (t) => {
     }
     assert.ok(differ >= (FILES / 4) * (FILE_BYTES / BLOCK_BYTES), `discarded blocks read as zeros: ${differ} differ`);
     assert.ok(listed.count() < differ * 2, `${listed.count()} are listed, ${differ} differ`);
+  });
+
+  await t.test('a command passed through to a disk ends its tracking if it may have written', async (st) => {
+    const lab = new Lab(st);
+    const runDir = trackerPlace(lab);
+    const disk = '/dev/nvme0n1';
+    /** What the tracker thinks after a command; a new tracking begins each time. */
+    const doubtAfter = (command: () => void): string | undefined => {
+      const tracking = startTracking(disk, 'user', runDir);
+      try {
+        command();
+        return tracking.doubt();
+      } finally {
+        tracking.close();
+      }
+    };
+    assert.equal(
+      doubtAfter(() => passBlock(disk, 'read', 3)),
+      undefined,
+    );
+    assert.match(doubtAfter(() => passBlock(disk, 'write', 3)) ?? '', /passed through/);
+    assert.match(doubtAfter(() => passZeroes(disk, 3)) ?? '', /passed through/);
+    assert.equal(
+      doubtAfter(() => passBlock(disk, 'read', 3)),
+      undefined,
+      'one that begins after it knows of none',
+    );
+  });
+
+  await t.test('a disk that can be mapped into memory is refused, and compared', async (st) => {
+    const lab = new Lab(st);
+    const runDir = trackerPlace(lab);
+    const disk = '/dev/pmem0';
+    await run('mkfs.ext4', '-q', '-F', '-b', '4096', disk);
+    const at = lab.path('mnt');
+    mkdirSync(at);
+    await run('mount', '-o', 'dax', disk, at);
+    lab.onEnd(() => succeeds('umount', at));
+    writeFileSync(join(at, 'file'), Buffer.alloc(FILE_BYTES, 7));
+    assert.throws(() => startTracking(disk, 'user', runDir), { code: 'ENOTSUP', message: /DAX/ });
+    const repository = lab.path('repository');
+    await assert.rejects(cowbird.backup(disk, repository, { client: lab.client }), { code: 'ENOTSUP', message: /DAX/ });
+    await run('umount', at);
+    const { engine, version } = await cowbird.backup(disk, repository, { client: lab.client });
+    assert.deepEqual([engine, version], ['scan', 1]);
+    assert.deepEqual((await cowbird.verify(repository)).damage, []);
   });
 
   await t.test('a disk of the device mapper is backed up live, and compared each time', async (st) => {
