@@ -161,6 +161,20 @@ export class Engine {
       );
   }
 
+  /**
+   * An operation that takes snapshots. What was taken is looked at before it returns: a look that came afterwards, by itself, would have the
+   * COW file open just when the caller goes on, who may unmount.
+   */
+  #take<T>(operation: () => Promise<T>): Promise<T> {
+    return this.#change(async () => {
+      try {
+        return await operation();
+      } finally {
+        await this.#watch.look();
+      }
+    });
+  }
+
   /** One changing operation at a time; the status file is right when it returns. */
   #change<T>(operation: () => Promise<T>): Promise<T> {
     return this.#mutex.run(async () => {
@@ -207,15 +221,15 @@ export class Engine {
   }
 
   setupSnapshot(params: SetupParams & HookParams): Promise<{ device: string }> {
-    return this.#change(() => setupSnapshot(this.#context, params));
+    return this.#take(() => setupSnapshot(this.#context, params));
   }
 
   setupTogether(params: { snapshots: SetupParams[] } & HookParams): Promise<TakenTogether> {
-    return this.#change(() => setupTogether(this.#context, params));
+    return this.#take(() => setupTogether(this.#context, params));
   }
 
   transitionTogether(params: { snapshots: ToSnapshotParams[] } & HookParams): Promise<TakenTogether> {
-    return this.#change(() => transitionTogether(this.#context, params));
+    return this.#take(() => transitionTogether(this.#context, params));
   }
 
   async reload(params: ReloadParams, mode: 'snapshot' | 'incremental'): Promise<Record<string, never>> {
@@ -234,7 +248,7 @@ export class Engine {
   }
 
   transitionToSnapshot(params: ToSnapshotParams & HookParams): Promise<{ device: string }> {
-    return this.#change(() => transitionToSnapshot(this.#context, params));
+    return this.#take(() => transitionToSnapshot(this.#context, params));
   }
 
   async reconfigure(minor: number, cacheBytes: number | undefined): Promise<Record<string, never>> {

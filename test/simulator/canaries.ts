@@ -77,7 +77,7 @@ export const CANARIES: readonly Canary[] = [
     name: 'bits of a run before its index entries',
     file: SAVING,
     edits: [{ find: 'let block = first;\n', replace: 'let block = first;\n        memory.mark(first, end - 1);\n' }],
-    by: { seed: 15 },
+    by: { seed: 65 },
   },
   {
     name: 'no second look after waiting for claims',
@@ -88,7 +88,7 @@ export const CANARIES: readonly Canary[] = [
         replace: 'const missing = [{ first, end: last + 1 }];',
       },
     ],
-    by: { seed: 4 },
+    by: { seed: 6 },
   },
   {
     name: 'no second look after claiming at once',
@@ -109,7 +109,7 @@ export const CANARIES: readonly Canary[] = [
             if (`,
       },
     ],
-    by: { seed: 1 },
+    by: { seed: 3 },
   },
   {
     name: 'gate not looked at by a write that saves',
@@ -124,7 +124,7 @@ export const CANARIES: readonly Canary[] = [
             const first`,
       },
     ],
-    by: { seed: 105 },
+    by: { seed: 108 },
   },
   {
     name: 'foreign write taken for one that only saves',
@@ -155,7 +155,7 @@ export const CANARIES: readonly Canary[] = [
     edits: [
       { find: `if (map !== undefined && map.firstOwnBlock(first, last) >= 0)\n            return false;`, replace: '' },
     ],
-    by: { seed: 40 },
+    by: { seed: 171 },
   },
   {
     name: 'no second look after a snapshot read',
@@ -186,7 +186,7 @@ export const CANARIES: readonly Canary[] = [
         replace: 'to);',
       },
     ],
-    by: { seed: 7 },
+    by: { seed: 14 },
   },
   {
     name: 'discard not saved',
@@ -244,7 +244,7 @@ export const CANARIES: readonly Canary[] = [
         }`,
       },
     ],
-    by: { seed: 10 },
+    by: { seed: 15 },
   },
   {
     name: 'foreign write let through while a store write is in flight',
