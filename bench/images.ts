@@ -3,6 +3,7 @@ import { mkdirSync, readFileSync, statfsSync } from 'node:fs';
 import { basename } from 'node:path';
 import { type Lab, MIB, released, unmounted } from './lab.js';
 import type { Scale } from './options.js';
+import { Refused } from './processes.js';
 
 export const FILE_NAME = 'data';
 const COPY_TIMEOUT_MS = 600_000;
@@ -57,5 +58,5 @@ export async function copyImage(lab: Lab, from: string, to: string): Promise<voi
 export function requireSpace(lab: Lab, mib: number): void {
   const { bavail, bsize } = statfsSync(lab.folder);
   const freeMib = Math.floor((bavail * bsize) / MIB);
-  if (freeMib < mib) throw new Error(`${lab.folder} needs ${mib} MiB of free space and has ${freeMib}: see --dir`);
+  if (freeMib < mib) throw new Refused(`${lab.folder} needs ${mib} MiB of free space and has ${freeMib}: see --dir`);
 }

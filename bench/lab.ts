@@ -12,7 +12,7 @@ import { backingFileOf, boundLoops, isBoundLoop, releaseLoop } from '../src/sys/
 import { DirectReader } from '../src/sys/direct-reader.js';
 import { umount } from '../src/sys/libc.js';
 import { ownMounts } from '../src/sys/mounts.js';
-import { Processes, type Ran, type RunOptions, until } from './processes.js';
+import { Processes, type Ran, Refused, type RunOptions, until } from './processes.js';
 
 export const MIB = 1_048_576;
 export const GIB = 1_073_741_824;
@@ -131,7 +131,7 @@ export class Lab {
     reader.close();
     rmSync(probe);
     if (!reader.isDirect)
-      throw new Error(`${this.folder} lies on a file system without O_DIRECT: choose another with --dir`);
+      throw new Refused(`${this.folder} lies on a file system without O_DIRECT: choose another with --dir`);
   }
 }
 
@@ -166,7 +166,7 @@ function takeLock(folder: string): Promise<Server> {
     const server = createServer((socket) => socket.destroy());
     server.once('error', (error) => {
       const isHeld = 'code' in error && error.code === 'EADDRINUSE';
-      reject(isHeld ? new Error(`Another bench works in ${folder}: wait for its end, or choose another --dir`) : error);
+      reject(isHeld ? new Refused(`Another bench works in ${folder}: wait for its end, or choose another --dir`) : error);
     });
     server.unref();
     server.listen(`\0cowbird-bench-${folder}`.slice(0, SOCKET_NAME_BYTES), () => resolve(server));

@@ -13,7 +13,7 @@ import { measureLive } from './live.js';
 import { describeMachine } from './machine.js';
 import { measureMemory } from './memory.js';
 import { type Options, type Part, parseOptions, type Scale, USAGE, UsageError } from './options.js';
-import { Interrupted } from './processes.js';
+import { Interrupted, Refused } from './processes.js';
 import { measureProfile } from './profile.js';
 import { writeReport } from './report.js';
 import { type Machine, writeResult } from './results.js';
@@ -132,7 +132,7 @@ export async function main(args: string[]): Promise<number> {
       process.stdout.write(USAGE);
       return 0;
     }
-    if (process.getuid?.() !== 0) throw new Error('the bench mounts file systems: run it as root');
+    if (process.getuid?.() !== 0) throw new Refused('the bench mounts file systems: run it as root');
     const startedAt = Date.now();
     await bench(options, controller.signal);
     say(`done in ${Math.round((Date.now() - startedAt) / 1_000)} s; nothing is left behind`);
@@ -143,6 +143,10 @@ export async function main(args: string[]): Promise<number> {
       return 2;
     }
     if (error instanceof Interrupted) return 130;
+    if (error instanceof Refused) {
+      say(error.message);
+      return 1;
+    }
     say(`failed: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
     return 1;
   } finally {

@@ -14,6 +14,9 @@ export const OUTPUT_BYTES_MAX = 64 * 1_048_576;
 
 export class Interrupted extends Error {}
 
+/** It cannot be measured here, and the message says what to do. */
+export class Refused extends Error {}
+
 /** A load works on a mounted volume; a server is under one, so it ends after the volume is unmounted. */
 export type ProcessKind = 'load' | 'server';
 
