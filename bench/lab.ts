@@ -166,7 +166,9 @@ function takeLock(folder: string): Promise<Server> {
     const server = createServer((socket) => socket.destroy());
     server.once('error', (error) => {
       const isHeld = 'code' in error && error.code === 'EADDRINUSE';
-      reject(isHeld ? new Refused(`Another bench works in ${folder}: wait for its end, or choose another --dir`) : error);
+      reject(
+        isHeld ? new Refused(`Another bench works in ${folder}: wait for its end, or choose another --dir`) : error,
+      );
     });
     server.unref();
     server.listen(`\0cowbird-bench-${folder}`.slice(0, SOCKET_NAME_BYTES), () => resolve(server));
