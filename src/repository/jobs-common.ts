@@ -123,6 +123,12 @@ export function writeBlocks(file: WritableFile, data: Buffer, region: number, sp
   return lengthBytes;
 }
 
+/** Makes a hole of blocks `[start, end)` of a region, cut where the volume ends. */
+export function punchBlocks(file: WritableFile, region: number, span: Span, sizeBytes: number): void {
+  const { offset, lengthBytes } = bytesOfSpan(region, span, sizeBytes);
+  file.punch(offset, lengthBytes);
+}
+
 /** Where blocks `[start, end)` of a region are, cut where the volume ends. */
 export function bytesOfSpan(
   region: number,

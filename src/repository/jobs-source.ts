@@ -11,6 +11,7 @@ import {
   checksumsWhere,
   type JobContext,
   needed,
+  punchBlocks,
   type RegionTask,
   readPage,
   writeBlocks,
@@ -174,9 +175,9 @@ export function applyJob(spec: ApplySpec, context: JobContext): RegionTask {
     for (const span of spansOf(count, (block) => isWritten(block) && !isZeroChecksum(page, block)))
       totals.bytesWritten += writeBlocks(image, scratch.data, region, span, spec.sizeBytes);
     for (const span of spansOf(count, (block) => isWritten(block) && isZeroChecksum(page, block))) {
-      const { offset, lengthBytes } = bytesOfSpan(region, span, spec.sizeBytes);
-      if (spec.zeroed === undefined) image.punch(offset, lengthBytes);
+      if (spec.zeroed === undefined) punchBlocks(image, region, span, spec.sizeBytes);
       else {
+        const { offset, lengthBytes } = bytesOfSpan(region, span, spec.sizeBytes);
         image.zero(offset, lengthBytes);
         setRange(spec.zeroed, first + span.start, first + span.end);
       }

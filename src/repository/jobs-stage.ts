@@ -3,10 +3,10 @@
 import { clearBit, hasBit, setBit, spansOf } from './bits.js';
 import { CHECKSUM_BYTES, isZeroChecksum, sameChecksum } from './checksum.js';
 import {
-  bytesOfSpan,
   checksumsWhere,
   type JobContext,
   needed,
+  punchBlocks,
   type RegionTask,
   readPage,
   writeBlocks,
@@ -60,9 +60,7 @@ export function stageJob(spec: StageSpec, context: JobContext): RegionTask {
     }
     const isData = (block: number): boolean => written[block] === 1 && !isZeroChecksum(newPage, block);
     for (const span of spansOf(count, isData)) writeBlocks(target, scratch.data, region, span, sizeBytes);
-    for (const span of spansOf(count, (block) => written[block] === 1 && !isData(block))) {
-      const { offset, lengthBytes } = bytesOfSpan(region, span, sizeBytes);
-      target.punch(offset, lengthBytes);
-    }
+    for (const span of spansOf(count, (block) => written[block] === 1 && !isData(block)))
+      punchBlocks(target, region, span, sizeBytes);
   };
 }

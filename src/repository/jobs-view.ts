@@ -4,7 +4,7 @@ import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js'
 import { hasBit, setBit, spansOf } from './bits.js';
 import { isZeroChecksum, matchesChecksum } from './checksum.js';
 import { type ReadableFile, readPadded } from './files.js';
-import { blockAt, bytesOfSpan, type JobContext, needed, type RegionTask, writeBlocks } from './jobs-common.js';
+import { blockAt, type JobContext, needed, punchBlocks, type RegionTask, writeBlocks } from './jobs-common.js';
 import { blocksInRegion, REGION_BLOCKS, REGION_BYTES } from './layout.js';
 import { View, type ViewShape } from './view.js';
 
@@ -80,10 +80,8 @@ export function restoreJob(spec: RestoreSpec, context: JobContext): RegionTask {
     const target = needed(context.files.target, 'target');
     for (const span of spansOf(count, (block) => differs(block) && !isZeroChecksum(scratch.page, block)))
       writeBlocks(target, scratch.data, region, span, sizeBytes);
-    for (const span of spansOf(count, (block) => differs(block) && isZeroChecksum(scratch.page, block))) {
-      const zeros = bytesOfSpan(region, span, sizeBytes);
-      target.punch(zeros.offset, zeros.lengthBytes);
-    }
+    for (const span of spansOf(count, (block) => differs(block) && isZeroChecksum(scratch.page, block)))
+      punchBlocks(target, region, span, sizeBytes);
   };
 }
 

@@ -4,7 +4,7 @@
  */
 import { hasBit, regionsWith, spansOf } from './bits.js';
 import type { RepositoryFiles } from './files.js';
-import { bytesOfSpan } from './jobs-common.js';
+import { punchBlocks } from './jobs-common.js';
 import { blocksInRegion, IMAGE_UPDATING, REGION_BLOCKS, regionCount } from './layout.js';
 
 /** Gives the space of these blocks back, once the version counts. Cut off here, the zeros keep theirs. */
@@ -15,10 +15,8 @@ export function punchZeros(files: RepositoryFiles, zeroed: Uint8Array, sizeBytes
   try {
     for (const region of regions) {
       const isZeroed = (block: number): boolean => hasBit(zeroed, region * REGION_BLOCKS + block);
-      for (const span of spansOf(blocksInRegion(region, sizeBytes), isZeroed)) {
-        const { offset, lengthBytes } = bytesOfSpan(region, span, sizeBytes);
-        image.punch(offset, lengthBytes);
-      }
+      for (const span of spansOf(blocksInRegion(region, sizeBytes), isZeroed))
+        punchBlocks(image, region, span, sizeBytes);
     }
   } finally {
     image.close();
