@@ -27,7 +27,7 @@
 import { CowFormatError } from '../cow/errors.js';
 import { BLOCK_SIZE_BYTES, blockCount } from '../cow/geometry.js';
 import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
-import { CHECKSUM_BYTES } from './checksum.js';
+import { CHECKSUM_BYTES, matchesChecksum } from './checksum.js';
 import { checksumOffset, type Delta, openDelta, regionEntries, regionsOf, shapeOf } from './delta.js';
 import { isMark, type RepositoryFiles, readMarked, type WritableFile } from './files.js';
 import { readPage, writePage } from './jobs-common.js';
@@ -355,8 +355,9 @@ function restoreRegion(
     }
     readMarked(deltaFile, checksum, checksumOffset(shape, place));
     readMarked(deltaFile, data, place * BLOCK_SIZE_BYTES);
-    // What the image has may be what it was: its checksum tells.
-    if (isMark(data)) return;
+    // Where the medium does not give the saved block back, the image may still have what it was: its checksum tells. A block
+    // may also consist of nothing but marks, and then it has the checksum of that.
+    if (isMark(data) && !matchesChecksum(data, checksum, 0)) return;
     image.pwrite(data.subarray(0, Math.min(BLOCK_SIZE_BYTES, regionEnd - offset)), offset);
   });
   writePage(checksums, region, page, delta.sizeBytes);
