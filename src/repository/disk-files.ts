@@ -22,6 +22,9 @@ import { PageFile } from '../sys/page-file.js';
 import type { FileWitness, Lock, OpenMode, RepositoryFiles, WritableFile } from './files.js';
 import { LOCK } from './layout.js';
 
+/** statfs(2)'s f_type of Btrfs, bcachefs and ZFS. */
+const COPY_ON_WRITE: ReadonlySet<number> = new Set([0x9123_683e, 0xca45_1a4e, 0x2fc1_2fc1]);
+
 /** The process that serves a version (backup/device-main.ts). */
 const DEVICE_PROGRAM = 'device-main';
 
@@ -83,6 +86,10 @@ export class DiskFiles implements RepositoryFiles {
   freeBytes(): number {
     const { bavail, bsize } = statfsSync(this.path);
     return bavail * bsize;
+  }
+
+  isCopyOnWrite(): boolean {
+    return COPY_ON_WRITE.has(statfsSync(this.path).type);
   }
 
   /**

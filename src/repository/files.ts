@@ -72,6 +72,8 @@ export interface RepositoryFiles {
   fsyncFolder(folder: string): void;
   /** Bytes that can still be written. */
   freeBytes(): number;
+  /** Whether what is written over other contents takes new space before theirs is given back. */
+  isCopyOnWrite(): boolean;
   /** Shared or exclusive, without waiting; undefined when somebody else has a lock that stands against it. */
   tryLock(exclusive: boolean): Lock | undefined;
   /** Who has a lock, in words: pid and start. */

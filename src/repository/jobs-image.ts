@@ -7,7 +7,7 @@ import { CHECKSUM_BYTES, isZero, isZeroChecksum, matchesChecksum } from './check
 import { checksumOffset, type DeltaShape, sliceOffset } from './delta.js';
 import { readMarked } from './files.js';
 import { blockAt, type JobContext, needed, type RegionTask, readMarkedPage, readPage } from './jobs-common.js';
-import { TOLD_GAP_BLOCKS } from './jobs-source.js';
+import { deniedBlocks, TOLD_GAP_BLOCKS } from './jobs-source.js';
 import { blocksInRegion, REGION_BLOCKS, REGION_BYTES } from './layout.js';
 
 /** Saves what the image has in the changed blocks, with the checksums that it was recorded with. */
@@ -36,7 +36,9 @@ export function saveJob(spec: SaveSpec, context: JobContext): RegionTask {
     if (spansOf(count, isChanged).length === 0) return;
     const { page } = scratch;
     readPage(checksums, region, page);
-    const isRead = (block: number): boolean => isChanged(block) && (spec.checkImage || !isZeroChecksum(page, block));
+    const denied = spec.checkImage ? undefined : deniedBlocks(context, region, count, isChanged);
+    const isHole = (block: number): boolean => isZeroChecksum(page, block) && denied?.has(block) !== true;
+    const isRead = (block: number): boolean => isChanged(block) && (spec.checkImage || !isHole(block));
     for (const { start, end } of spansOf(count, isRead, TOLD_GAP_BLOCKS))
       readMarked(
         image,
@@ -49,7 +51,7 @@ export function saveJob(spec: SaveSpec, context: JobContext): RegionTask {
     for (let block = 0; block < count; block++) {
       if (!isChanged(block)) continue;
       const contents = blockAt(scratch.data, block);
-      if (isZeroChecksum(page, block) && (!spec.checkImage || isZero(contents))) {
+      if (isHole(block) && (!spec.checkImage || isZero(contents))) {
         entries[block] = spec.shape.zeroPlace;
         continue;
       }

@@ -81,17 +81,21 @@ export function compareJob(spec: CompareSpec, context: JobContext): RegionTask {
     if (spec.heal === undefined && newPage.equals(oldPage)) return;
     if (spec.heal !== undefined) readImagePage(context, region, oldCount, imagePage);
     const heldPage = spec.heal === undefined ? oldPage : imagePage;
+    const differs = (block: number): boolean =>
+      block < oldCount && isCandidate(spec, region, block) && !sameChecksum(oldPage, block, newPage, block);
+    const denied = spec.heal === undefined ? deniedBlocks(context, region, oldCount, differs) : undefined;
     let saves = 0;
     for (let block = 0; block < count; block++) {
       // Was not read, and so is as it was; the image is looked at only to be healed.
       if (spec.heal === undefined && !isCandidate(spec, region, block)) continue;
       const isSame = sameChecksum(oldPage, block, newPage, block);
       const isSound = sameChecksum(oldPage, block, heldPage, block);
-      if (!isSound && block < oldCount) totals.damagedBlocks.push(region * REGION_BLOCKS + block);
+      const isDenied = denied?.has(block) === true;
+      if ((!isSound || isDenied) && block < oldCount) totals.damagedBlocks.push(region * REGION_BLOCKS + block);
       if (isSame && isSound) continue;
       // Nobody has what it was.
       if (isSame && spec.holdsOnlyCandidates && !isCandidate(spec, region, block)) continue;
-      const isHole = isZeroChecksum(heldPage, block);
+      const isHole = isZeroChecksum(heldPage, block) && !isDenied;
       if (isHole && !isZeroChecksum(newPage, block)) totals.growthBlocks++;
       if (isSame && spec.heal !== undefined) setBit(spec.heal, region * REGION_BLOCKS + block);
       else setBit(spec.changed, region * REGION_BLOCKS + block);
@@ -99,6 +103,32 @@ export function compareJob(spec: CompareSpec, context: JobContext): RegionTask {
     }
     spec.saves[region] = saves;
   };
+}
+
+/**
+ * Of the blocks that are to be overwritten, those that have contents in the image though their checksum says that they are zeros: the
+ * checksum has been lost. They go into history as what they are, which is damage, and never as the zeros that they are not. Uses
+ * `scratch.other`.
+ */
+export function deniedBlocks(
+  { files, scratch }: JobContext,
+  region: number,
+  count: number,
+  isOverwritten: (block: number) => boolean,
+): Set<number> {
+  const image = needed(files.image, 'image');
+  const denied = new Set<number>();
+  const isAsked = (block: number): boolean => isZeroChecksum(scratch.page, block) && isOverwritten(block);
+  for (const { start, end } of spansOf(count, isAsked)) {
+    const offset = region * REGION_BYTES + start * BLOCK_SIZE_BYTES;
+    const lengthBytes = (end - start) * BLOCK_SIZE_BYTES;
+    // Nearly always a hole, which costs one call.
+    if (image.nextData(offset, offset + lengthBytes) >= offset + lengthBytes) continue;
+    const bytes = scratch.other.subarray(0, lengthBytes);
+    readMarked(image, bytes, offset);
+    for (let block = start; block < end; block++) if (!isZero(blockAt(bytes, block - start))) denied.add(block);
+  }
+  return denied;
 }
 
 /** The checksums of what the source has: `otherPage`. Where it is not read or cannot be, it stays what `page` says. */

@@ -96,6 +96,8 @@ export function requireSpace(repository: Repository, plan: Plan, moreBytes: numb
     zeroPlace * BLOCK_SIZE_BYTES +
     indexBytes +
     totals.growthBlocks * (BLOCK_SIZE_BYTES + CHECKSUM_BYTES) +
+    // Without that room neither the new contents could be written nor the old ones be put back.
+    (repository.files.isCopyOnWrite() ? facts.savedBlocks * BLOCK_SIZE_BYTES : 0) +
     moreBytes +
     SPARE_BYTES;
   const freeBytes = repository.files.freeBytes();
@@ -158,6 +160,7 @@ export async function saveDelta(
     files.fsyncFolder(HISTORY);
     delta.dropCache();
     const again = openDelta(delta, facts.version, facts.uuid);
+    delta.dropCache();
     assert(again.digest === digest, 'the delta is on the disk as it was made');
     return { digest, lengthBytes: layout.lengthBytes, totals };
   } finally {

@@ -141,6 +141,7 @@ async function merge(
     files.fsyncFolder(HISTORY);
     merged.dropCache();
     const again = openDelta(merged, before.number, facts.uuid);
+    merged.dropCache();
     assert(again.digest === digest, 'the merged delta is on the disk as it was made');
     return { sha256: digest, lengthBytes: again.lengthBytes, blocks: facts.savedBlocks + facts.zeroBlocks };
   } finally {

@@ -5,9 +5,11 @@
  * process that dies leaves none.
  */
 import { setTimeout as pause } from 'node:timers/promises';
+import { blockCount } from '../cow/geometry.js';
 import { CowbirdError } from '../sys/errors.js';
+import { CHECKSUM_BYTES } from './checksum.js';
 import type { FileWitness, Lock, RepositoryFiles } from './files.js';
-import { IMAGE } from './layout.js';
+import { CHECKSUMS, IMAGE } from './layout.js';
 import { commitManifest, copyManifest, type LoadedManifest, loadManifest, type ManifestData } from './manifest.js';
 import { examine, needsRecovery, newestOf, recover, requireRepository } from './state.js';
 
@@ -114,6 +116,12 @@ export class Repository {
     const known = this.manifest?.image;
     const now = this.files.witness(IMAGE);
     return known != null && now !== undefined && sameWitness(known, now);
+  }
+
+  /** Whether `checksums` is as long as it has to be. One that was cut off reads as zeros, which is what a hole's checksums are. */
+  hasAllChecksums(): boolean {
+    const { sizeBytes } = newestOf(this.requireManifest());
+    return this.files.witness(CHECKSUMS)?.sizeBytes === blockCount(sizeBytes) * CHECKSUM_BYTES;
   }
 
   /** Commits a manifest; from then on it counts. */

@@ -76,6 +76,28 @@ describe(`a repository with little room (COWBIRD_SEED=${SEED})`, () => {
     assert.equal(disk.effects, 0);
   });
 
+  it('asks for room for what is written over as well where the file system copies on write', async () => {
+    const { disk, versions } = await diskWith(1, SEED);
+    const files = new SimulatedFiles(disk);
+    files.isCopyOnWriteSaid = true;
+    const next = Buffer.from(versions.get(1) ?? Buffer.alloc(0)).fill(3, 0, 100 * 4096);
+    const missing = async (free: number): Promise<number> => {
+      files.freeBytesSaid = free;
+      const error: unknown = await backUp(files, next).then(
+        () => undefined,
+        (thrown: unknown) => thrown,
+      );
+      return Number(/needs (\d+) bytes/.exec(String(error))?.[1]);
+    };
+    const needed = await missing(4096);
+    files.isCopyOnWriteSaid = false;
+    const elsewhere = await missing(4096);
+    assert.ok(needed > elsewhere && (needed - elsewhere) % 4096 === 0, `${needed} and ${elsewhere}`);
+    files.isCopyOnWriteSaid = true;
+    files.freeBytesSaid = needed;
+    await backUp(files, next);
+  });
+
   it('says what is missing when what changes meanwhile has no room aside, and keeps nothing of it', async () => {
     const { disk, versions } = await diskWith(1, SEED);
     const files = new SimulatedFiles(disk);

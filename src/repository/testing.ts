@@ -260,6 +260,7 @@ export class SimulatedFiles implements RepositoryFiles {
   readonly disk: SimulatedDisk;
   /** What `freeBytes` says; a file system may promise more than it has. */
   freeBytesSaid: number | undefined;
+  isCopyOnWriteSaid = false;
 
   constructor(disk: SimulatedDisk) {
     this.disk = disk;
@@ -336,6 +337,10 @@ export class SimulatedFiles implements RepositoryFiles {
 
   freeBytes(): number {
     return this.freeBytesSaid ?? (this.disk.capacityPages - this.disk.usedPages()) * PAGE_BYTES;
+  }
+
+  isCopyOnWrite(): boolean {
+    return this.isCopyOnWriteSaid;
   }
 
   tryLock(): Lock {

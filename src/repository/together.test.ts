@@ -82,6 +82,10 @@ class FolderFiles implements RepositoryFiles {
     return this.#base.freeBytes();
   }
 
+  isCopyOnWrite(): boolean {
+    return false;
+  }
+
   tryLock(): Lock {
     return this.#base.tryLock();
   }

@@ -2,13 +2,15 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { BLOCK_SIZE_BYTES, blockCount } from '../cow/geometry.js';
-import { deltaName, IMAGE, MANIFEST } from './layout.js';
+import { CHECKSUM_BYTES } from './checksum.js';
+import { CHECKSUMS, deltaName, IMAGE, MANIFEST } from './layout.js';
 import { pruneVersions } from './prune.js';
 import { Repository, versionRecord } from './repository.js';
 import { type RestoreResult, restoreVersion } from './restore.js';
 import { runInThisThread } from './runner.js';
-import { backUp, SIZE_BYTES } from './scenario.js';
-import { SimulatedDisk, SimulatedFiles } from './testing.js';
+import { backUp, differing, IDENTITY, SIZE_BYTES, updateOptions } from './scenario.js';
+import { memorySource, SimulatedDisk, SimulatedFiles } from './testing.js';
+import { createVersion, type UpdateResult } from './update.js';
 import { type VerifyReport, verifyRepository, verifyVersion } from './verify.js';
 
 function blockOf(bytes: Buffer, block: number): Buffer {
@@ -25,6 +27,16 @@ async function twoVersions(): Promise<{ disk: SimulatedDisk; old: Buffer; now: B
   const disk = new SimulatedDisk();
   for (const bytes of [old, now]) await backUp(new SimulatedFiles(disk), bytes);
   return { disk, old, now, block };
+}
+
+async function backUpListed(files: SimulatedFiles, bytes: Buffer, candidates?: Uint8Array): Promise<UpdateResult> {
+  const repository = await Repository.open(files, 'write');
+  try {
+    const source = { sizeBytes: bytes.byteLength, identity: IDENTITY, file: memorySource(bytes), candidates };
+    return await createVersion(repository, source, updateOptions());
+  } finally {
+    repository.close();
+  }
 }
 
 async function reading<T>(files: SimulatedFiles, use: (repository: Repository) => Promise<T>): Promise<T> {
@@ -55,6 +67,33 @@ async function restored(files: SimulatedFiles, number: number): Promise<{ result
   target.pread(bytes, 0);
   return { result, bytes };
 }
+
+describe('a repository whose checksums were lost', () => {
+  for (const how of ['in the middle', 'at the end'] as const)
+    it(`does not take what is in the image for zeros: lost ${how}, they are damage of the older versions`, async () => {
+      const { disk, now } = await twoVersions();
+      const files = new SimulatedFiles(disk);
+      const checksums = files.open(CHECKSUMS, 'write');
+      const [from, count] = how === 'in the middle' ? [12, 3] : [blockCount(SIZE_BYTES) - 3, 3];
+      const lost = Array.from({ length: count }, (_, at) => from + at);
+      if (how === 'in the middle') checksums.pwrite(Buffer.alloc(count * CHECKSUM_BYTES), from * CHECKSUM_BYTES);
+      else checksums.truncate(from * CHECKSUM_BYTES);
+      checksums.close();
+      // Those that are overwritten, and those that are not: both are lost for the versions before.
+      const next = Buffer.from(now);
+      blockOf(next, from).fill(0x31);
+      // A list of what changed does not name the others.
+      const candidates = how === 'at the end' ? differing(now, next) : undefined;
+      const { damagedBlocks } = await backUpListed(files, next, candidates);
+      assert.ok(damagedBlocks.includes(from), `${damagedBlocks}`);
+      const report = await verify(files);
+      assert.deepEqual(report.whole, [3]);
+      const { result } = await restored(files, 2);
+      for (const { offset } of result.damaged) assert.ok(lost.includes(offset / BLOCK_SIZE_BYTES), `${offset}`);
+      assert.ok(result.damaged.some(({ offset }) => offset === from * BLOCK_SIZE_BYTES));
+      assert.ok((await restored(files, 3)).bytes.equals(next));
+    });
+});
 
 describe('a repository with a sector that cannot be read', () => {
   it('restores everything but that block, and verify names it and the versions that are whole', async () => {

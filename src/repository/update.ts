@@ -230,7 +230,7 @@ async function nextVersion(
   options: UpdateOptions,
 ): Promise<Written> {
   const { files } = repository;
-  const checkImage = !repository.isImageUntouched();
+  const checkImage = !repository.isImageUntouched() || !repository.hasAllChecksums();
   // Whoever looks at everything does not ask, and is not kept by a map that cannot be read.
   const before = given.candidates === undefined || checkImage ? undefined : newestUsed(files, manifest);
   const source = { ...given, candidates: candidatesOf(given, before, options) };
