@@ -326,8 +326,15 @@ describe('the rules of retention', () => {
     assert.deepEqual(keptVersions(versions, { daily: 3 }), [36, 38, 40]);
     // Sundays: 4, 11 and 18 January are days 4, 11, 18; the last version is of Tuesday 20.
     assert.deepEqual(keptVersions(versions, { weekly: 3 }), [22, 36, 40]);
-    assert.deepEqual(keptVersions(versions, { monthly: 2, daily: 1 }), [40]);
+    assert.deepEqual(keptVersions(versions, { monthly: 1, daily: 1 }), [40]);
     assert.deepEqual(keptVersions(versions, { last: 1, daily: 2, weekly: 2 }), [36, 38, 40]);
+  });
+
+  it('keep the oldest version too where there are fewer days, weeks or months than were asked for', () => {
+    assert.deepEqual(keptVersions(versions, { monthly: 2, daily: 1 }), [1, 40]);
+    assert.deepEqual(keptVersions(versions, { weekly: 5 }), [1, 8, 22, 36, 40]);
+    assert.deepEqual(keptVersions(versions, { last: 60 }).length, 40);
+    assert.deepEqual(keptVersions([], { daily: 3 }), []);
   });
 });
 

@@ -1,7 +1,8 @@
 /**
- * Which versions to keep: restic's rules. `daily: 7` keeps, of the last seven days that have a version, the last version of
- * each; weeks are those of ISO 8601, and all are counted in local time. A version is kept when any rule keeps it. The newest
- * always is.
+ * Which versions to keep: restic's rules, as they are since its version 0.16. `daily: 7` keeps, of the last seven days that have a
+ * version, the last version of each; weeks are those of ISO 8601, and all are counted in local time. Where there are fewer days
+ * than were asked for, the oldest version is kept too, so that what was kept reaches as far back as it can. A version is kept when
+ * any rule keeps it. The newest always is.
  */
 
 export interface RetentionPolicy {
@@ -33,6 +34,8 @@ export function keptVersions(versions: readonly Dated[], policy: RetentionPolicy
       seen.add(period);
       kept.add(number);
     }
+    const [oldest] = versions;
+    if (oldest !== undefined && seen.size < (count ?? 0)) kept.add(oldest.number);
   }
   return [...kept].sort((a, b) => a - b);
 }

@@ -141,7 +141,7 @@ export const REPOSITORY_COMMANDS: readonly CommandSpec[] = [
     name: 'prune',
     summary: 'Drop versions of a repository',
     description: [
-      'Drops every version that no rule keeps; the newest always stays. Days, weeks (Monday to Sunday) and months are counted in local time, and only those that have a version. Numbers of versions do not change.',
+      'Drops every version that no rule keeps; the newest always stays. Days, weeks (Monday to Sunday) and months are counted in local time, and only those that have a version; where there are fewer than were asked for, the oldest version stays too. Numbers of versions do not change.',
       'The others stay whole whenever this is cut off. To drop versions between others takes room for a while.',
     ],
     operands: [REPO],
