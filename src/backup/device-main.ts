@@ -7,6 +7,7 @@
  * with the last user of the file system. A maker that is gone without either was killed: nobody knows of the device, and it
  * ends at once, or with the mount that had just been made.
  */
+import { once } from 'node:events';
 import { writeFileSync } from 'node:fs';
 import { setTimeout as pause } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
@@ -19,7 +20,7 @@ import { assert, CowbirdError, codeOf, errnoOfError, messageOf, type Outcome } f
 import * as libc from '../sys/libc.js';
 import { PageFile, type PageFileHandle } from '../sys/page-file.js';
 import { deviceFile, makeDeviceFolder, removeDevice } from './device-folder.js';
-import type { DeviceWork } from './device-worker.js';
+import { type DeviceWork, Phase } from './device-work.js';
 
 const MS_NOSUID_NODEV = 6;
 const LOOK_EVERY_MS = 100;
@@ -68,11 +69,12 @@ async function open({ target, waitMs }: DeviceStart): Promise<Opened> {
  * Mounts the FUSE file and binds a loop device. Not in a mount namespace of its own: that would have every other file system
  * mounted for as long as this process lives, whoever unmounts it.
  */
-function bind(fuseFd: number, folder: string, { writable }: DeviceStart): string {
+function bind({ fuseFd, phase, writable }: DeviceWork, folder: string): string {
   const target = deviceFile(folder);
   writeFileSync(target, '', { mode: 0o600 });
   const options = `fd=${fuseFd},rootmode=100000,user_id=0,group_id=0,max_read=1048576`;
   libc.mount('cowbird', target, 'fuse.cowbird', MS_NOSUID_NODEV, options);
+  enter(phase, Phase.SERVE);
   const fd = libc.open(target, writable ? libc.O_RDWR : libc.O_RDONLY);
   try {
     const loop = { readOnly: !writable, partitionScan: true, logicalSectorBytes: SECTOR_BYTES };
@@ -80,6 +82,28 @@ function bind(fuseFd: number, folder: string, { writable }: DeviceStart): string
   } finally {
     libc.close(fd);
   }
+}
+
+/** Resolves when the thread can answer. @throws what it failed with: opening the FUSE file then would wait for ever. */
+async function untilReady(worker: Worker): Promise<void> {
+  const controller = new AbortController();
+  const { signal } = controller;
+  // `once` rejects with an 'error' event by itself.
+  const ready = once(worker, 'message', { signal });
+  const gone = once(worker, 'exit', { signal }).then(() => {
+    throw new CowbirdError('EIO', 'The thread that was to answer for the device has ended', { outcome: 'failed' });
+  });
+  try {
+    await Promise.race([ready, gone]);
+  } finally {
+    controller.abort();
+    await Promise.allSettled([ready, gone]);
+  }
+}
+
+function enter(phase: Int32Array, next: number): void {
+  Atomics.store(phase, 0, next);
+  Atomics.notify(phase, 0);
 }
 
 /** Tells the maker the node; resolves when the device has ended. */
@@ -108,15 +132,16 @@ async function main(start: DeviceStart): Promise<void> {
   process.send?.({ opened: true } satisfies DeviceAnswer, undefined, undefined, () => undefined);
   process.off('disconnect', leave);
   const fuseFd = libc.open('/dev/fuse', libc.O_RDWR + libc.O_NONBLOCK);
-  const stop = new Int32Array(new SharedArrayBuffer(4));
-  const work: DeviceWork = { ...opened, fuseFd, stop, writable: start.writable };
+  const phase = new Int32Array(new SharedArrayBuffer(4));
+  const work: DeviceWork = { ...opened, fuseFd, phase, writable: start.writable };
   const worker = new Worker(new URL('./device-worker.js', import.meta.url), { workerData: work });
+  await untilReady(worker);
   const ended = new Promise<void>((resolve) => worker.once('exit', () => resolve()));
   const folder = makeDeviceFolder(start.runDir);
   try {
-    await untilEnded(bind(fuseFd, folder, start), folder, opened.version);
+    await untilEnded(bind(work, folder), folder, opened.version);
   } finally {
-    Atomics.store(stop, 0, 1);
+    enter(phase, Phase.END);
     await ended;
     removeDevice(folder);
   }

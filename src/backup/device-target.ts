@@ -11,7 +11,7 @@ import { type ReadableFile, readPadded } from '../repository/files.js';
 import { blockAt } from '../repository/jobs-common.js';
 import { REGION_BLOCKS, REGION_BYTES, regionCount } from '../repository/layout.js';
 import type { View } from '../repository/view.js';
-import { CowbirdError } from '../sys/errors.js';
+import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 
 /** Regions that are kept, for reads that come in small pieces. */
 const CACHED_REGIONS = 16;
@@ -92,18 +92,31 @@ export class VersionBase implements Base {
   }
 }
 
+function openUnnamed(place: string): number {
+  try {
+    const folder = mkdtempSync(join(place, 'cowbird-overlay-'));
+    const path = join(folder, 'blocks');
+    const fd = openSync(path, 'wx+', 0o600);
+    unlinkSync(path);
+    rmdirSync(folder);
+    return fd;
+  } catch (error) {
+    throw new CowbirdError(
+      codeOf(errnoOfError(error)),
+      `What is written to the device cannot be kept in ${place} (${messageOf(error)}): name another directory with TMPDIR`,
+    );
+  }
+}
+
 /** Writes in whole blocks to a file without a name: it is gone with its last user. */
 class Overlay {
   readonly #fd: number;
   readonly #written: Uint8Array;
   readonly #block = Buffer.alloc(BLOCK_SIZE_BYTES);
 
+  /** @throws {CowbirdError} with how to have it elsewhere. */
   constructor(sizeBytes: number) {
-    const folder = mkdtempSync(join(tmpdir(), 'cowbird-overlay-'));
-    const path = join(folder, 'blocks');
-    this.#fd = openSync(path, 'wx+', 0o600);
-    unlinkSync(path);
-    rmdirSync(folder);
+    this.#fd = openUnnamed(tmpdir());
     this.#written = makeBits(regionCount(sizeBytes));
   }
 
@@ -166,12 +179,26 @@ export class DeviceTarget implements SessionTarget {
   flush(): void {}
 
   readBytes(bytes: Buffer, offset: number): void {
-    this.#base.read(bytes, offset);
     const overlay = this.#overlay;
-    if (overlay === undefined) return;
+    if (overlay === undefined) {
+      this.#base.read(bytes, offset);
+      return;
+    }
+    // What was written over is not asked for below: a damaged block there would be one for ever.
+    let start = 0;
+    let end = 0;
+    const readBase = (): void => {
+      if (end > start) this.#base.read(bytes.subarray(start, end), offset + start);
+    };
     this.#forBlocks(bytes, offset, (block, at, piece) => {
-      if (overlay.has(block)) overlay.read(piece, block * BLOCK_SIZE_BYTES + at);
+      if (overlay.has(block)) {
+        readBase();
+        overlay.read(piece, block * BLOCK_SIZE_BYTES + at);
+        start = end + piece.byteLength;
+      }
+      end += piece.byteLength;
     });
+    readBase();
   }
 
   writeBytes(bytes: Buffer, offset: number): void {

@@ -2,31 +2,15 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import { serveOne } from '../frontend/fuse/session.js';
 import { BUFFER_BYTES, WireBuffer } from '../frontend/fuse/wire.js';
-import { View, type ViewShape } from '../repository/view.js';
+import { View } from '../repository/view.js';
 import { Epoll } from '../sys/epoll.js';
 import { messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
-import { PageFile, type PageFileHandle } from '../sys/page-file.js';
+import { PageFile } from '../sys/page-file.js';
 import { DeviceTarget, fileBase, VersionBase } from './device-target.js';
+import { type DeviceWork, Phase } from './device-work.js';
 
 const POLL_MS = 200;
-
-export interface DeviceWork {
-  fuseFd: number;
-  writable: boolean;
-  sizeBytes: number;
-  /** Shared: 1 to end. */
-  stop: Int32Array;
-  base:
-    | { kind: 'file'; file: PageFileHandle }
-    | {
-        kind: 'version';
-        shape: ViewShape;
-        image: PageFileHandle;
-        checksums: PageFileHandle;
-        chain: PageFileHandle[];
-      };
-}
 
 function targetOf({ base, writable, sizeBytes }: DeviceWork): DeviceTarget {
   if (base.kind === 'file') return new DeviceTarget(fileBase(new PageFile(base.file), sizeBytes), writable);
@@ -44,8 +28,11 @@ function serve(work: DeviceWork): void {
   const wire = libc.mapLocked(BUFFER_BYTES);
   const buffer = new WireBuffer(wire.bytes, wire.address);
   const epoll = new Epoll();
+  // Before that whoever opens the FUSE file would wait for an answer that may never come.
+  parentPort?.postMessage('ready');
+  Atomics.wait(work.phase, 0, Phase.WAIT);
   epoll.add(work.fuseFd, false);
-  while (Atomics.load(work.stop, 0) === 0) {
+  while (Atomics.load(work.phase, 0) === Phase.SERVE) {
     if (epoll.wait(POLL_MS).length === 0) continue;
     const served = serveOne(work.fuseFd, target, buffer, (operation, error) =>
       process.stderr.write(`${operation}: ${messageOf(error)}\n`),

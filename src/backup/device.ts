@@ -100,8 +100,7 @@ async function start(name: string, options: DeviceOptions): Promise<Started> {
       });
     return { device: node, version, leave };
   } catch (error) {
-    // It hears that nobody wants it, and takes down what it has made: killed, it would leave a loop device on a dead file.
-    letGo(child);
+    await giveUp(child, runDir);
     throw error;
   }
 }
@@ -110,6 +109,20 @@ async function start(name: string, options: DeviceOptions): Promise<Started> {
 function letGo(child: ReturnType<typeof fork>): void {
   if (child.connected) child.disconnect();
   child.unref();
+}
+
+/**
+ * The child hears that nobody wants it, and takes down what it has made. One that hears nothing is killed: what it leaves, a loop
+ * device on a dead file, is taken away here.
+ */
+async function giveUp(child: ReturnType<typeof fork>, runDir: string): Promise<void> {
+  letGo(child);
+  const hasEnded = (): boolean => child.exitCode !== null || child.signalCode !== null;
+  for (let deadline = Date.now() + END_WAIT_MS; !hasEnded() && Date.now() < deadline; ) await pause(LOOK_AGAIN_MS);
+  if (hasEnded()) return;
+  child.kill('SIGKILL');
+  for (let deadline = Date.now() + END_WAIT_MS; !hasEnded() && Date.now() < deadline; ) await pause(LOOK_AGAIN_MS);
+  sweepDevices(runDir);
 }
 
 function answerOf(
@@ -185,7 +198,7 @@ export async function mount(target: string, directory: string, options: DeviceOp
     await started.leave('mounted');
     return { device: started.device, version: started.version, mountPoint };
   } catch (error) {
-    if (isOurs(started.device)) await release(started.device);
+    if (isOurs(started.device)) await release(started.device, backingFileOf(started.device));
     throw error;
   }
 }
@@ -231,19 +244,20 @@ export async function umount(what: string): Promise<void> {
     const mounted = ownMounts().find(({ source }) => source === real);
     if (mounted !== undefined)
       throw new CowbirdError('EBUSY', `${what} is mounted on ${mounted.mountPoint}: unmount that first`);
-    return release(real);
+    return release(real, backingFileOf(real));
   }
   const entry = ownMounts().findLast(({ mountPoint }) => mountPoint === real);
   const node = entry?.source ?? '';
   if (entry === undefined || !(isOurs(node) || isSnapshot(node)))
     throw new CowbirdError('EINVAL', `${what} is not mounted by \`cowbird mount\`: nothing was done`);
+  const file = isOurs(node) ? backingFileOf(node) : undefined;
   await new Promise<void>((done, reject) => {
     execFile('umount', [real], { timeout: MOUNT_TIMEOUT_MS }, (error, _, stderr) => {
       if (error === null) done();
       else reject(new CowbirdError('EBUSY', stderr.trim() || error.message));
     });
   });
-  if (isOurs(node)) await release(node);
+  if (file !== undefined) await release(node, file);
 }
 
 function isOurs(node: string): boolean {
@@ -254,16 +268,18 @@ function isSnapshot(node: string): boolean {
   return boundLoops().some((loop) => loop.node === node && /\/snapshot-\d+$/.test(loop.backingFile));
 }
 
-/** Ends a device of ours, and takes away what it leaves where its process was killed. */
-async function release(node: string): Promise<void> {
+/**
+ * Ends a device of ours on this FUSE file, and takes away what it leaves where its process was killed. The loop device may have
+ * ended with its last user by then.
+ */
+async function release(node: string, file: string | undefined): Promise<void> {
+  if (file === undefined) return;
   const deadline = Date.now() + END_WAIT_MS;
-  const file = backingFileOf(node);
-  while (file !== undefined && isBoundLoop(node, file)) {
+  while (isBoundLoop(node, file)) {
     releaseLoop(node, file);
     if (Date.now() > deadline) throw new CowbirdError('EBUSY', `${node} is still in use`, { outcome: 'partial' });
     await pause(LOOK_AGAIN_MS);
   }
-  if (file === undefined) return;
   // It has the repository's lock until it ends.
   while (isServed(file) && Date.now() < deadline) await pause(LOOK_AGAIN_MS);
   sweepDevices(dirname(dirname(file)));
