@@ -1,6 +1,7 @@
 /** Attached volumes as sources of a backup: which one is meant, what is on it, and whether engine `driver` may have it. */
 import { closeSync, lstatSync, mkdirSync, openSync, readFileSync, realpathSync, statSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
+import { setTimeout as pause } from 'node:timers/promises';
 import type { Signature } from '../block/signature.js';
 import { type ClientOptions, call, daemonStatus } from '../control/client.js';
 import { pathsFrom } from '../control/paths.js';
@@ -8,6 +9,8 @@ import type { SnapshotStatus, VolumeInfo } from '../control/schema.js';
 import { isMountedWritable, mountsOn } from '../engine/lookup.js';
 import { isDeadLink } from '../engine/stale.js';
 import type { SourceIdentity } from '../repository/manifest.js';
+import type { OpenOptions } from '../repository/repository.js';
+import { requireGoingOn } from '../repository/runner.js';
 import { belowPath } from '../sys/below.js';
 import { deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
@@ -18,6 +21,7 @@ import { contentOf, signatureOfNode } from './node-signature.js';
 import { placeOfDevice } from './scan-source.js';
 
 const LAST_MINOR = 255;
+const POLL_MS = 100;
 /** File systems whose files can be written by address. */
 const HOLDS_STORE = new Set(['ext2', 'ext3', 'ext4', 'xfs']);
 
@@ -177,17 +181,34 @@ export function cowPlaces(
 }
 
 /**
- * Keeps other backups from the volume until the returned function is called, or this process ends.
+ * Keeps other backups from the volume until the returned function is called, or this process ends. Waits for another one as long as
+ * for a repository: it is nearly always one to the same.
  *
- * @throws {CowbirdError} EBUSY, with who has it.
+ * @throws {CowbirdError} EBUSY, with who has it; EINTR.
  */
-export function lockVolume({ volume }: AttachedSource, client: ClientOptions): () => void {
+export async function lockVolume(
+  { volume }: AttachedSource,
+  client: ClientOptions,
+  { waitMs = 0, signal }: OpenOptions,
+): Promise<() => void> {
   const { runDir } = pathsFrom(client.env ?? process.env);
   const path = join(runDir, `backup-${volume.name}.lock`);
   const fd = openSync(path, 'a', 0o600);
-  if (libc.tryFlock(fd, libc.LOCK_EX)) return () => closeSync(fd);
-  closeSync(fd);
-  throw new CowbirdError('EBUSY', `${volume.name} is being backed up already${holderOf(path)}: try again later`);
+  try {
+    for (const deadline = Date.now() + waitMs; !libc.tryFlock(fd, libc.LOCK_EX); await pause(POLL_MS)) {
+      requireGoingOn(signal);
+      if (Date.now() < deadline) continue;
+      const wait = waitMs > 0 ? '' : ', or wait for it with --wait';
+      throw new CowbirdError(
+        'EBUSY',
+        `${volume.name} is being backed up already${holderOf(path)}: try again later${wait}`,
+      );
+    }
+    return () => closeSync(fd);
+  } catch (error) {
+    closeSync(fd);
+    throw error;
+  }
 }
 
 function holderOf(path: string): string {

@@ -35,7 +35,7 @@ import { type DriverRequest, openDriverSources } from './driver-source.js';
 import { LiveDisk, type LiveOptions, openLiveSource, startFreezer } from './live-backup.js';
 import { isForLive, liveOptionsOf, liveRequest, withLive } from './live-choice.js';
 import { openOptions, type RepositoryOptions, withRepository } from './repository-at.js';
-import { lockImage, openScanSource } from './scan-source.js';
+import { lockImage, type OpenSource, openScanSource } from './scan-source.js';
 import type { Hooks } from './snapshots.js';
 import { openUnmountedSource } from './unmounted-source.js';
 
@@ -101,16 +101,39 @@ export async function backup(named: string, repository: string, options: BackupO
   const { attached, source } = await driverVolume(named, engine, options.client ?? {});
   if (attached !== undefined) return backupAttached(attached, path, options);
   if (isForLive(source, path, options)) return backupLive(source, path, options);
-  const opened = openScanSource(source);
+  return backupScanned(source, path, options);
+}
+
+/** An image file, or a disk that nobody uses. */
+async function backupScanned(named: string, path: string, options: BackupOptions): Promise<BackupSummary> {
+  // What cannot be a source is refused before a repository is made. It is claimed when that is there: whoever has the repository,
+  // and is waited for, has the source as well.
+  try {
+    openApart(named, path).close();
+  } catch (error) {
+    if ((options.waitMs ?? 0) === 0 || codeOf(errnoOfError(error)) !== 'EBUSY') throw error;
+  }
+  return withNewRepository(path, options, async (held, pool) => {
+    const opened = openApart(named, path);
+    try {
+      requireSameSource(held, opened.identity, opened.sizeBytes);
+      const reason = options.engine === 'scan' ? 'scan was asked for' : 'nothing tracks the changes of this source';
+      const chosen: Chosen = { engine: 'scan', reason, token: null, freezeMs: 0 };
+      return await makeVersion(held, pool, opened, chosen, options);
+    } finally {
+      opened.close();
+    }
+  });
+}
+
+function openApart(named: string, path: string): OpenSource {
+  const opened = openScanSource(named);
   try {
     requireApart(opened.identity, path);
-    return await withNewRepository(path, options, async (held, pool) => {
-      requireSameSource(held, opened.identity, opened.sizeBytes);
-      const reason = engine === 'scan' ? 'scan was asked for' : 'nothing tracks the changes of this source';
-      return makeVersion(held, pool, opened, { engine: 'scan', reason, token: null, freezeMs: 0 }, options);
-    });
-  } finally {
+    return opened;
+  } catch (error) {
     opened.close();
+    throw error;
   }
 }
 
@@ -143,7 +166,7 @@ async function backupAttached(found: AttachedSource, path: string, options: Back
   const client = options.client ?? {};
   requireOffVolume(found, path, realPathOfNew(path).existing);
   await ownTracking(found.volume, client);
-  const unlock = lockVolume(found, client);
+  const unlock = await lockVolume(found, client, openOptions(options));
   try {
     return await withNewRepository(path, options, async (held, pool) => {
       // The repository may have been waited for: it may be mounted now, or not any more.

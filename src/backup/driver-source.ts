@@ -8,10 +8,13 @@
  * without error, and the closed COW files of all sequences from the token's to the new snapshot are there and whole. A
  * version of another repository takes the map away from this one: its files are removed, and this one compares contents.
  */
+import { statSync } from 'node:fs';
 import type { ClientOptions } from '../control/client.js';
+import { mountsOn } from '../engine/lookup.js';
 import { addByteRanges } from '../repository/bits.js';
 import type { VersionRecord } from '../repository/manifest.js';
 import type { BackupSource } from '../repository/source.js';
+import { deviceNumber } from '../sys/blkdev.js';
 import { assert, CowbirdError, messageOf } from '../sys/errors.js';
 import { PageFile } from '../sys/page-file.js';
 import { changedBetween, ownCowFile, type Sequence } from './cow-files.js';
@@ -155,11 +158,23 @@ async function usedOrAll(
     warnings: [`unused blocks were copied too: ${why}`],
   });
   if (fsType === undefined || !isMounted) return all(`which these are is not known of ${signature.name}`);
+  if (!isMountedAs(attached.volume.device, fsType))
+    return all(`what is mounted is not the ${signature.name} that the volume begins with`);
   try {
     return { used: await usedBlocks(node, fsType, file, file.sizeBytes(), ownCowFile(places, cowFile)), warnings: [] };
   } catch (error) {
     return all(messageOf(error));
   }
+}
+
+/**
+ * Whether the file system that the volume begins with is the one in use. A disk that was a file system as a whole and has got
+ * partitions may have that superblock still: its free blocks are where the partitions are.
+ */
+function isMountedAs(device: string, fsType: 'ext4' | 'xfs'): boolean {
+  const number = deviceNumber(statSync(device).rdev);
+  const types = fsType === 'ext4' ? ['ext2', 'ext3', 'ext4'] : [fsType];
+  return mountsOn(device).some((entry) => entry.device === number && types.includes(entry.fsType));
 }
 
 /** What may differ from the newest version, or why that is not known. */

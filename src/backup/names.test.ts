@@ -25,4 +25,12 @@ describe('two sources', () => {
     assert.ok(!isSameSource(one, { ...one, place: 'other 2048', content: 'xfs 99' }));
     assert.ok(!isSameSource({ ...one, content: null }, { ...one, place: 'other 2048', content: null }));
   });
+
+  it('are not one where no more than a name is the same and the contents are others by uuid', () => {
+    const stick: SourceIdentity = { ...one, place: 'sda1' };
+    assert.ok(!isSameSource(stick, { ...stick, content: 'xfs 99' }));
+    assert.ok(isSameSource(stick, { ...stick, path: '/dev/sdc1', place: 'sdc1' }));
+    for (const content of [null, 'xfs 1234']) assert.ok(isSameSource(stick, { ...stick, content }));
+    assert.ok(isSameSource({ ...stick, kind: 'file' }, { ...stick, kind: 'file', content: 'xfs 99' }));
+  });
 });

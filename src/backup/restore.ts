@@ -1,12 +1,14 @@
 /** Restoring a version to a disk or file: which targets are taken, and what is asked first. */
-import { realpathSync, statSync } from 'node:fs';
+import { realpathSync, type Stats, statSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
-import { HEAD_BYTES, signatureOf } from '../block/signature.js';
+import { HEAD_BYTES, isRaidSuperblock, raidSuperblockOffsets, signatureOf } from '../block/signature.js';
 import { readPadded } from '../repository/files.js';
 import { IMAGE } from '../repository/layout.js';
 import type { VersionRecord } from '../repository/manifest.js';
 import { versionRecord } from '../repository/repository.js';
 import { type RestoreTarget, restoreVersion } from '../repository/restore.js';
+import { belowDisk } from '../sys/below.js';
+import { deviceNumber } from '../sys/blkdev.js';
 import { CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
 import { PageFile } from '../sys/page-file.js';
 import { isInside } from './apart.js';
@@ -83,8 +85,11 @@ function requireOutside(target: string, repository: string): void {
   const there = realTarget(target);
   if (isInside(there, real))
     throw new CowbirdError('EINVAL', `${target} lies in the repository: restore to another place`);
-  const [a, b] = [statOf(there), statOf(join(real, IMAGE))];
-  if (a !== undefined && a.ino === b?.ino && a.dev === b.dev)
+  const [a, image] = [statOf(there), statOf(join(real, IMAGE))];
+  if (a === undefined || image === undefined) return;
+  // A loop device on the image writes to it as well.
+  const files = a.isBlockDevice() ? belowDisk(deviceNumber(a.rdev), { withFiles: true }).files : [a];
+  if (files.some(({ dev, ino }) => dev === image.dev && ino === image.ino))
     throw new CowbirdError(
       'EINVAL',
       `${target} is the repository's image under another name: restore to another place`,
@@ -100,7 +105,7 @@ function realTarget(target: string): string {
   return join(realpathSync(dirname(path)), basename(path));
 }
 
-function statOf(path: string): ReturnType<typeof statSync> {
+function statOf(path: string): Stats | undefined {
   return statSync(path, { throwIfNoEntry: false });
 }
 
@@ -162,9 +167,18 @@ async function requireConsent(path: string, file: PageFile | undefined, options:
   if (file === undefined) return;
   const head = Buffer.alloc(HEAD_BYTES);
   readPadded(file, head, 0);
-  const signature = signatureOf(head);
-  if (signature === undefined) return;
-  const holds = `${path} holds ${signature.name}, which will be overwritten`;
+  // The members of an array whose superblock is at their end begin with what the array holds.
+  const name = isRaidMember(file) ? 'a RAID member' : signatureOf(head)?.name;
+  if (name === undefined) return;
+  const holds = `${path} holds ${name}, which will be overwritten`;
   if ((await options.confirm?.(holds)) === true) return;
   throw new CowbirdError('EEXIST', `${holds}: say --yes if that is meant`);
+}
+
+function isRaidMember(file: PageFile): boolean {
+  const bytes = Buffer.alloc(4096);
+  return raidSuperblockOffsets(file.sizeBytes()).some((offset) => {
+    readPadded(file, bytes, offset);
+    return isRaidSuperblock(bytes);
+  });
 }

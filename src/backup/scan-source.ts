@@ -62,6 +62,8 @@ export function openScanSource(path: string): OpenSource {
         if (writeMark(stats, opened.handle.fd) !== mark) throw writtenMeanwhile(path);
       },
       close: () => {
+        // What was read in small pieces came through the page cache.
+        if (stats.isFile()) opened.dropCache();
         opened.close();
         release();
       },
@@ -103,7 +105,13 @@ export function realPathOf(path: string): string {
 
 /** Keeps QEMU, another Cowbird and loop devices away from an image. Returns how to let them in again. */
 export function lockImage(path: string): () => void {
-  const loop = boundLoops().find(({ backingFile }) => backingFile === path);
+  const file = statSync(path);
+  // By the file: it may have several names, and be reached through several mounts.
+  const loop = boundLoops().find(({ backingFile }) => {
+    if (backingFile === path) return true;
+    const backing = statOptional(backingFile);
+    return backing?.ino === file.ino && backing.dev === file.dev;
+  });
   if (loop !== undefined)
     throw new CowbirdError(
       'EBUSY',
@@ -116,6 +124,16 @@ export function lockImage(path: string): () => void {
     'EBUSY',
     `${path} is locked by another program, such as QEMU or another Cowbird: end that first`,
   );
+}
+
+/** A name that is gone, or lies in another mount namespace, tells nothing. */
+function statOptional(path: string): Stats | undefined {
+  try {
+    return statSync(path);
+  } catch (error) {
+    if (error instanceof Error && 'code' in error) return undefined;
+    throw error;
+  }
 }
 
 /** The lock that stands against all others wants a descriptor for writing; nothing is written. */
@@ -170,6 +188,8 @@ export function placeOfDevice(path: string, rdev: number): string {
   if (dm !== undefined) return `dm ${dm}`;
   const start = readLine(`${base}/start`);
   const disk = start === undefined ? base : `${base}/..`;
+  const wholeBacking = readLine(`${disk}/loop/backing_file`);
+  if (wholeBacking !== undefined) return `${wholeBacking} ${start ?? 'whole'}`;
   for (const name of ['wwid', 'device/wwid', 'serial', 'device/serial']) {
     const serial = readLine(`${disk}/${name}`);
     if (serial !== undefined) return `${serial} ${start ?? 'whole'}`;
@@ -188,8 +208,16 @@ function readLine(path: string): string | undefined {
 
 /**
  * Whether two identities are of one source: the same place, or the same contents by uuid. A disk that was formatted anew is
- * still the same disk, and an image that was moved the same image.
+ * still the same disk, and an image that was moved the same image. Of a disk without a serial number no more is known than its
+ * name, which the next disk has too: one with other contents by uuid is another one.
  */
 export function isSameSource(a: SourceIdentity, b: SourceIdentity): boolean {
-  return a.place === b.place || (a.content !== null && a.content === b.content);
+  if (a.content !== null && a.content === b.content) return true;
+  if (a.place !== b.place) return false;
+  return !(isMereName(a) && a.content !== null && b.content !== null);
+}
+
+/** Whether {@link placeOfDevice} found nothing better than the node's name. */
+function isMereName({ kind, place }: SourceIdentity): boolean {
+  return kind !== 'file' && !/[/ ]/.test(place);
 }

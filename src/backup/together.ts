@@ -6,7 +6,6 @@
  * is claimed before that instant and until the end, and so is the same at it.
  */
 import { randomBytes } from 'node:crypto';
-import type { ClientOptions } from '../control/client.js';
 import { SharedStandstill } from '../live/standstill.js';
 import { DiskFiles } from '../repository/disk-files.js';
 import { Repository } from '../repository/repository.js';
@@ -95,10 +94,15 @@ export async function backupTogether(
     refuseTwice('repository', works, ({ path }) => path);
     refuseTwice('source', works, ({ attached, pair }) => attached?.volume.device ?? realPathOfNew(pair.source).real);
     refuseMixture(works);
-    for (const work of works) claim(work, client, cleanups);
-    // In one order for everybody, so that two of these never wait for each other.
+    // In one order for everybody, so that two of these never wait for each other: volumes, then repositories.
+    const byVolume = [...works].sort((a, b) => (volumeOf(a) < volumeOf(b) ? -1 : 1));
+    for (const { attached } of byVolume)
+      if (attached !== undefined) cleanups.push(await lockVolume(attached, client, openOptions(options)));
+    if ((options.waitMs ?? 0) === 0) for (const work of works) claim(work, cleanups);
     const byPath = [...works].sort((a, b) => (a.path < b.path ? -1 : 1));
     for (const work of byPath) await openRepository(work, options, cleanups);
+    for (const work of works) claim(work, cleanups);
+    for (const work of works) requireKnown(work);
     const pool = new WorkerPool();
     cleanups.push(() => pool.close());
     return makeVersions(works, pool, options, cleanups);
@@ -158,13 +162,13 @@ function refuseTwice(what: string, works: readonly Work[], nameOf: (work: Work) 
     throw new CowbirdError('EINVAL', `The ${what} ${twice} is named twice: every source has a repository of its own`);
 }
 
-/** Keeps others from the source: volumes from other backups, everything else from everybody. */
-function claim(work: Work, client: ClientOptions, cleanups: Cleanups): void {
-  if (work.attached !== undefined) {
-    cleanups.push(lockVolume(work.attached, client));
-    return;
-  }
-  if (work.isLive) return;
+function volumeOf({ attached }: Work): string {
+  return attached?.volume.name ?? '';
+}
+
+/** Keeps everybody from a source that is neither attached nor in use. Where repositories are waited for, whoever has one has it too. */
+function claim(work: Work, cleanups: Cleanups): void {
+  if (work.attached !== undefined || work.isLive || work.scanned !== undefined) return;
   const scanned = openScanSource(work.node);
   cleanups.push(() => scanned.close());
   requireApart(scanned.identity, work.path);
@@ -181,11 +185,14 @@ async function openRepository(work: Work, options: BackupOptions, cleanups: Clea
   // It may have been waited for: a volume may be mounted now, or not any more.
   if (work.attached !== undefined) work.attached = await attachedAgain(work.attached, options.client ?? {});
   work.held = held;
-  if (work.isLive) return;
+}
+
+function requireKnown(work: Work): void {
+  if (work.isLive || work.held === undefined) return;
   const identity = work.attached?.identity ?? work.scanned?.identity;
   const sizeBytes = work.attached?.volume.sizeBytes ?? work.scanned?.sizeBytes;
   assert(identity !== undefined && sizeBytes !== undefined, 'what is not live is attached or scanned');
-  requireSameSource(held, identity, sizeBytes);
+  requireSameSource(work.held, identity, sizeBytes);
 }
 
 /** Claims what is not in use, and takes the snapshots of the rest at one instant. */

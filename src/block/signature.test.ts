@@ -1,7 +1,7 @@
 /** What the first blocks of a disk tell of it. */
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import { HEAD_BYTES, leavesNoTrace, signatureOf } from './signature.js';
+import { HEAD_BYTES, isRaidSuperblock, leavesNoTrace, raidSuperblockOffsets, signatureOf } from './signature.js';
 
 function headWith(...marks: ReadonlyArray<readonly [at: number, text: string]>): Buffer {
   const head = Buffer.alloc(HEAD_BYTES);
@@ -55,6 +55,35 @@ describe('what a disk holds', () => {
   it('is swap whatever the size of its pages', () => {
     for (const page of [4096, 16_384, 65_536])
       assert.equal(signatureOf(headWith([page - 10, 'SWAPSPACE2']))?.name, 'swap');
+  });
+
+  it('is told of file systems that nothing here reads, so that nobody writes over them unasked', () => {
+    for (const [name, at, magic] of [
+      ['JFS', 32_768, 'JFS1'],
+      ['reiserfs', 65_588, 'ReIsEr2Fs'],
+      ['bcache', 4120, '\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81'],
+      ['ZFS', 16_408, 'version'],
+      ['GFS2', 65_536, '\x01\x16\x19\x70'],
+      ['OCFS2', 4096, 'OCFSV2'],
+      ['NILFS2', 1030, '44'],
+      ['APFS', 32, 'NXSB'],
+      ['HFS+', 1024, 'H+'],
+      ['UFS', 66_908, '\x19\x01\x54\x19'],
+      ['UDF', 32_769, 'NSR03'],
+      ['a RAID member', 0, '\xfc\x4e\x2b\xa9'],
+    ] as const) {
+      const head = headWith([at, magic]);
+      assert.equal(signatureOf(head)?.name, name);
+      assert.equal(leavesNoTrace(head), !['UDF', 'a RAID member'].includes(name), name);
+    }
+  });
+
+  it('is a member of a RAID whose superblock is at its end', () => {
+    const sizeBytes = 100 * 1_048_576 + 3 * 512;
+    assert.deepEqual(raidSuperblockOffsets(sizeBytes), [100 * 1_048_576 - 65_536, 100 * 1_048_576 - 8192]);
+    assert.deepEqual(raidSuperblockOffsets(4096), []);
+    assert.ok(isRaidSuperblock(Buffer.from('fc4e2ba900', 'hex')));
+    assert.ok(!isRaidSuperblock(Buffer.alloc(4096)));
   });
 
   it('can be used without a trace where anything of it can, whatever else is there', () => {
