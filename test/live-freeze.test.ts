@@ -1,57 +1,15 @@
 /** Whatever happens to a live backup while the file system is frozen: it is thawed in time, and the versions stay. */
 import assert from 'node:assert/strict';
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync } from 'node:fs';
-import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { fileURLToPath } from 'node:url';
 import * as cowbird from '../src/index.js';
 import { stopTracking } from '../src/live/tracking.js';
 import { fill, Lab, MIB, run, succeeds, until } from './lab.js';
+import { grief, MARGIN_MS, TIMEOUT_SECONDS, writeMs } from './live-grief.js';
 import { type LiveDisk, mountedDisk } from './live-lab.js';
 import { CANNOT_TRACK, trackerPlace } from './tracking-lab.js';
-
-const CHILD = fileURLToPath(new URL('./live-frozen-child.js', import.meta.url));
-const TIMEOUT_SECONDS = 1;
-/** For a machine that has other things to do. */
-const MARGIN_MS = 1_500;
-
-interface Grief {
-  child: ChildProcess;
-  said: () => string;
-  ended: Promise<void>;
-}
-
-/** Starts a backup that comes to grief, and waits for the freeze. */
-async function grief({ lab, node, repository }: LiveDisk, how: string): Promise<Grief> {
-  const child = spawn(
-    process.execPath,
-    [CHILD, node, repository, String(TIMEOUT_SECONDS), how, `echo thawed >> ${lab.path('thawed')}`],
-    {
-      env: lab.env,
-      stdio: ['ignore', 'pipe', 'inherit'],
-    },
-  );
-  let said = '';
-  child.stdout.on('data', (bytes: Buffer) => {
-    said += bytes.toString();
-  });
-  const ended = new Promise<void>((resolve) => child.once('close', () => resolve()));
-  lab.onEnd(async () => {
-    child.kill('SIGKILL');
-    await ended;
-  });
-  await until('the file system is frozen', () => said.includes('frozen'), 20_000);
-  return { child, said: () => said, ended };
-}
-
-/** How long a write to the file system waits from now on. */
-async function writeMs(at: string): Promise<number> {
-  const startedMs = performance.now();
-  await writeFile(join(at, 'probe'), 'probe');
-  return performance.now() - startedMs;
-}
 
 /** The versions are those, each whole, and the next backup goes on with the map. */
 async function requireWhole({ lab, node, repository }: LiveDisk, versions: number): Promise<void> {
@@ -91,13 +49,18 @@ test('a live backup that is killed, stopped or hangs while frozen: thawed in tim
   await hung.ended;
   assert.match(hung.said(), /ETIMEDOUT: /);
   await requireWhole(disk, 3);
+  const unguarded = await grief(disk, 'unguarded');
+  await unguarded.ended;
+  assert.equal(unguarded.said(), 'frozen\nversion 5\n', 'it thawed itself');
+  assert.equal(readFileSync(lab.path('thawed'), 'utf8'), 'thawed\n'.repeat(4), 'and ran the hook itself');
+  await requireWhole(disk, 5);
   assert.ok(await succeeds('fsfreeze', '-f', disk.at), 'it is not frozen any more');
   await run('fsfreeze', '-u', disk.at);
 
   // Nothing was missed: not mounted, it is claimed, read by the map, and the image is the disk, bit for bit.
   await fill(join(disk.at, 'last'), 1);
   await run('umount', disk.at);
-  await requireWhole(disk, 4);
+  await requireWhole(disk, 6);
   await run('cmp', disk.node, join(disk.repository, 'image'));
 });
 

@@ -6,6 +6,7 @@ import { test } from 'node:test';
 import * as cowbird from '../src/index.js';
 import { stopTracking } from '../src/live/tracking.js';
 import { fill, Lab, MIB, run, succeeds, until } from './lab.js';
+import { grief, MARGIN_MS, TIMEOUT_SECONDS, writeMs } from './live-grief.js';
 import { type LiveDisk, mountedDisk } from './live-lab.js';
 import { lastRecord, orderedWriter } from './ordered-writer.js';
 import { CANNOT_TRACK, trackerPlace } from './tracking-lab.js';
@@ -110,6 +111,28 @@ test('a disk whose image is a file on the other one is frozen before that one, w
       [i + 1, i + 1],
     );
   }
+  // The thaw of the upper one writes to the lower one, which is still frozen then.
+  lab.onEnd(() => succeeds('fsfreeze', '-u', lower.at));
+  const stacked = {
+    lab,
+    node: pairs.map(({ source }) => source).join(),
+    repository: pairs.map(({ repository }) => repository).join(),
+  };
+  for (const how of ['killed', 'stopped']) {
+    const { child, ended, said } = await grief(stacked, how);
+    for (const mounted of [at, lower.at]) {
+      const waitedMs = await writeMs(mounted);
+      assert.ok(waitedMs < TIMEOUT_SECONDS * 1000 + MARGIN_MS, `${how}: ${mounted} after ${waitedMs} ms`);
+    }
+    child.kill('SIGCONT');
+    await ended;
+    assert.match(said(), how === 'killed' ? /^frozen\n/ : /ETIMEDOUT/);
+  }
+  const { backups } = await cowbird.backupTogether(pairs, { client });
+  assert.deepEqual(
+    backups.map(({ version }) => version),
+    [3, 3],
+  );
 });
 
 test('where one disk cannot be backed up none is, and nothing is left', { skip: CANNOT_TRACK }, async (t) => {

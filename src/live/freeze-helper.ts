@@ -4,20 +4,23 @@
  *     freeze-helper COUNT   descriptor 3: the way to its maker; 4: the words; from 5: a descriptor in each file system
  *
  * All that it needs to thaw is there before something is frozen: descriptors, code, memory. Armed, it looks at the words every
- * few milliseconds; a freeze that is older than its limit is ended, whatever its maker does, hangs or is stopped. A maker
+ * few milliseconds; a freeze that is older than its limit is ended (rescue.ts), whatever its maker does, hangs or is stopped. A maker
  * that has gone (the way to it is closed, so that no call of it is under way any more) has its freeze ended at once, and its
  * `post-thaw` hook run. The helper has a session of its own and takes no SIGTERM, so that it outlives its maker until then.
  */
+import { setTimeout as pause } from 'node:timers/promises';
 import * as v from 'valibot';
 import { messageOf } from '../sys/errors.js';
-import { thaw } from '../sys/fsfile.js';
 import { type HookEnd, type HookOrder, runHook } from '../sys/hook.js';
 import * as libc from '../sys/libc.js';
 import { FreezeState, FreezeWords } from './freeze-words.js';
+import { Rescue, Rescuers } from './rescue.js';
 
 const WORDS_FD = 4;
 const FIRST_FD = 5;
 const LOOK_EVERY_MS = 5;
+/** How long `post-thaw` waits for a thaw that does not come. */
+const THAW_WAIT_MS = 60_000;
 
 const Hook = v.object({ command: v.string(), timeoutMs: v.number(), environment: v.record(v.string(), v.string()) });
 
@@ -36,39 +39,16 @@ export type HelperAnswer = { ok: true; hook?: HookEnd } | { ok: false; error: st
 const count = Number(process.argv[2]);
 const fds = Array.from({ length: count }, (_, i) => FIRST_FD + i);
 const words = FreezeWords.map(WORDS_FD);
+const rescuers = await Rescuers.start(words, WORDS_FD, fds);
 let looking: NodeJS.Timeout | undefined;
 let undo: HookOrder | null = null;
 let running: Promise<unknown> = Promise.resolve();
 
-/** One step towards all of them thawed. True when there is nothing left that could be frozen by the maker. */
-function rescue(makerIsGone: boolean): boolean {
-  let isOver = true;
-  fds.forEach((fd, index) => {
-    words.change(index, FreezeState.IDLE, FreezeState.FORBIDDEN);
-    const state = words.stateOf(index);
-    if (state !== FreezeState.FREEZING && state !== FreezeState.FROZEN) return;
-    const isThawed = tryThaw(fd);
-    // Not frozen, although FIFREEZE had returned: somebody else was faster. While it is under way the thaw fails too.
-    if (isThawed || makerIsGone || state === FreezeState.FROZEN) words.set(index, FreezeState.RESCUED);
-    else isOver = false;
-  });
-  return isOver;
-}
-
-/** False where it is not frozen, or cannot be thawed now: it is tried again, as there is nobody to be told. */
-function tryThaw(fd: number): boolean {
-  try {
-    thaw(fd);
-    return true;
-  } catch {
-    return false;
-  }
-}
-
 function arm(timeoutMs: number): void {
   clearInterval(looking);
+  rescuers.reset();
   looking = setInterval(() => {
-    if (words.elapsedMs() >= timeoutMs && rescue(false)) clearInterval(looking);
+    if (words.elapsedMs() >= timeoutMs && rescuers.step(Rescue.LATE)) clearInterval(looking);
   }, LOOK_EVERY_MS);
 }
 
@@ -104,7 +84,8 @@ async function answer(order: HelperOrder): Promise<HelperAnswer> {
 
 async function leave(): Promise<void> {
   clearInterval(looking);
-  rescue(true);
+  for (const deadline = Date.now() + THAW_WAIT_MS; !rescuers.step(Rescue.GONE) && Date.now() < deadline; )
+    await pause(LOOK_EVERY_MS);
   await running;
   if (undo !== null) await runHook(undo);
   process.exit();
@@ -119,4 +100,6 @@ process.on('message', (message) => {
     if (process.connected) process.send?.(result, () => undefined);
   });
 });
-process.send?.({ ok: true } satisfies HelperAnswer, () => undefined);
+// A maker that went while the threads were started was not heard to.
+if (process.connected) process.send?.({ ok: true } satisfies HelperAnswer, () => undefined);
+else void leave();

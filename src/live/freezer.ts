@@ -14,7 +14,7 @@ import { fileURLToPath } from 'node:url';
 import * as v from 'valibot';
 import { CowbirdError, errnoOfError, messageOf } from '../sys/errors.js';
 import { freeze, thaw } from '../sys/fsfile.js';
-import type { HookOrder } from '../sys/hook.js';
+import { type HookOrder, runHook } from '../sys/hook.js';
 import * as libc from '../sys/libc.js';
 import type { HelperAnswer, HelperOrder } from './freeze-helper.js';
 import { FREEZES_MAX, FreezeState, FreezeWords } from './freeze-words.js';
@@ -74,6 +74,8 @@ export class Freezer {
     this.#options = options;
     this.#words = words;
     this.#helper = helper;
+    // What was to be sent to a helper that has just died: whoever waits for its answer hears of its end.
+    helper.on('error', () => undefined);
   }
 
   /** Starts the helper. The descriptors stay the caller's; no points: nothing is frozen, and only hooks are run. */
@@ -123,11 +125,25 @@ export class Freezer {
       await this.#ask({ kind: 'arm', timeoutMs: this.#options.timeoutMs, undo: this.#undo() });
       done = this.#freezeAndThaw(action, ahead);
     } finally {
-      if (this.#helper.connected) await this.#ask({ kind: 'disarm' });
+      await this.#disarm();
       if (this.#options.postThaw !== undefined)
         problem = await this.#hook('post-thaw', this.#options.postThaw, false).then(() => undefined, messageOf);
     }
     return { ...done, problem };
+  }
+
+  /** A helper that has died has nothing to thaw any more: this process did. */
+  async #disarm(): Promise<void> {
+    try {
+      await this.#ask({ kind: 'disarm' });
+    } catch (error) {
+      if (!this.#isGone()) throw error;
+    }
+  }
+
+  #isGone(): boolean {
+    const { connected, exitCode, signalCode } = this.#helper;
+    return !connected || exitCode !== null || signalCode !== null;
   }
 
   /** The part without an event loop. */
@@ -198,7 +214,11 @@ export class Freezer {
 
   async #hook(name: 'pre-freeze' | 'post-thaw', command: string, isFirst: boolean): Promise<void> {
     const hook = this.#order(command, name);
-    const answer = await this.#ask({ kind: 'hook', hook, undo: isFirst ? this.#undo() : null });
+    // With the helper gone nobody else does it: what `pre-freeze` began must be ended.
+    const answer: HelperAnswer =
+      !isFirst && this.#isGone()
+        ? { ok: true, hook: await runHook(hook) }
+        : await this.#ask({ kind: 'hook', hook, undo: isFirst ? this.#undo() : null });
     if (!answer.ok || answer.hook?.ok === true) return;
     const message = `The ${name} hook \`${command}\` ${answer.hook?.end ?? 'did not run'}`;
     const output = answer.hook?.output ?? '';
@@ -218,7 +238,8 @@ export class Freezer {
 
   async #ask(order: HelperOrder): Promise<HelperAnswer> {
     const answered = this.#answer();
-    this.#helper.send(order);
+    // An error of sending is the helper's end, which the answer's promise hears of.
+    if (this.#helper.connected) this.#helper.send(order, () => undefined);
     return answered;
   }
 
@@ -248,6 +269,8 @@ export class Freezer {
         timeoutMs === undefined ? undefined : setTimeout(() => fail('its helper did not start in time'), timeoutMs);
       helper.once('message', onMessage);
       helper.once('exit', onExit);
+      // That is told once.
+      if (helper.exitCode !== null || helper.signalCode !== null) onExit(helper.exitCode, helper.signalCode);
     });
   }
 
