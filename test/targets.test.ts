@@ -7,7 +7,10 @@ import { setTimeout as pause } from 'node:timers/promises';
 import * as cowbird from '../src/index.js';
 import { COWBIRD } from './backup-scenarios.js';
 import { CANNOT, copy, digestOf, fill, Lab, MIB, run, succeeds } from './lab.js';
+import { CANNOT_TRACK, loopDevice, trackerPlace } from './tracking-lab.js';
 
+const CANNOT_LIVE_BTRFS: string | false =
+  CANNOT_TRACK || ((await succeeds('mkfs.btrfs', '--version')) ? false : 'no mkfs.btrfs here');
 const COMMAND_MS_MAX = 60_000;
 /** A device that cannot be made is said not to be before anybody gives up waiting for it (30 s). */
 const REFUSED_MS_MAX = 15_000;
@@ -132,4 +135,64 @@ test('free blocks of a file system that was there before the partitions are not 
   assert.match(made.warnings.join(), /what is mounted is not the ext2, ext3 or ext4/);
   await cowbird.restore(lab.path('repository'), lab.path('restored.img'));
   assert.equal(digestOf(lab.path('restored.img')), digestOf(reference));
+});
+
+test('a file system that another one is mounted over is not taken for that one', { skip: CANNOT }, async (t) => {
+  const lab = new Lab(t);
+  const minor = 231;
+  const node = await lab.attached('volume', 120 * MIB);
+  await lab.mkfs(node, 'ext4');
+  const at = await lab.mount(node);
+  const other = lab.image('other.img', 120 * MIB);
+  await lab.mkfs(other, 'ext4');
+  await run('mount', '-o', 'loop', other, at);
+  lab.onEnd(() => succeeds('umount', at));
+  const take = (options: cowbird.SetupOptions): Promise<unknown> =>
+    cowbird.setupSnapshot(node, lab.path('cow'), minor, { storeBytes: 20 * MIB, ...options }, lab.client);
+  for (const freeAware of [false, true])
+    await assert.rejects(take({ freeAware }), { code: 'EBUSY', message: /something else is mounted over it/ });
+  // By another of its places it is reached.
+  await lab.mount(node, 'again');
+  await take({});
+  await cowbird.destroy(minor, lab.client);
+});
+
+test('a live backup of a btrfs that another file system is mounted over is refused', {
+  skip: CANNOT_LIVE_BTRFS,
+}, async (t) => {
+  const lab = new Lab(t);
+  const disk = await loopDevice(lab, 200 * MIB);
+  trackerPlace(lab);
+  await run('mkfs.btrfs', '-q', '-f', disk);
+  const at = await lab.mount(disk);
+  const other = lab.image('other.img', 120 * MIB);
+  await lab.mkfs(other, 'ext4');
+  await run('mount', '-o', 'loop', other, at);
+  const backup = (): Promise<cowbird.BackupSummary> =>
+    cowbird.backup(disk, lab.path('repository'), { client: lab.client });
+  await assert.rejects(backup(), { code: 'EBUSY', message: /something else is mounted over it/ });
+  await run('umount', at);
+  assert.equal((await backup()).engine, 'live');
+});
+
+test('free blocks of a file system that is mounted without its journal are copied too', {
+  skip: CANNOT_TRACK,
+}, async (t) => {
+  const lab = new Lab(t);
+  for (const [type, option] of [
+    ['ext4', 'noload'],
+    ['xfs', 'norecovery'],
+  ] as const) {
+    const disk = await loopDevice(lab, type === 'xfs' ? 320 * MIB : 64 * MIB);
+    trackerPlace(lab);
+    await lab.mkfs(disk, type);
+    const at = await lab.mount(disk, `mnt-${type}`, '-o', `ro,${option}`);
+    const first = await cowbird.backup(disk, lab.path(`repo-${type}`), { client: lab.client });
+    assert.equal(first.engine, 'live');
+    assert.match(first.warnings.join(), /unused blocks of .* were copied too: .*journal/);
+    await run('umount', at);
+    await lab.mount(disk, `mnt-${type}`, '-o', 'ro');
+    const next = await cowbird.backup(disk, lab.path(`repo-${type}`), { client: lab.client });
+    assert.deepEqual([next.engine, next.warnings], ['live', []]);
+  }
 });

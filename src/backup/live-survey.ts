@@ -5,16 +5,19 @@
  * read-write are frozen.
  */
 import { closeSync, fstatSync, readdirSync, statSync } from 'node:fs';
+import { foreignPart } from '../block/foreign-part.js';
 import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
 import { mountsOn } from '../engine/lookup.js';
 import type { FreezePoint } from '../live/freezer.js';
+import { pause } from '../live/pause.js';
 import { clearRange, makeBits } from '../repository/bits.js';
 import { regionCount } from '../repository/layout.js';
 import { deviceNumber, deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 import { freeRanges } from '../sys/fsmap.js';
 import * as libc from '../sys/libc.js';
-import { type MountEntry, pathOfMount } from '../sys/mounts.js';
+import { type MountEntry, mountIdOf, pathOfMount } from '../sys/mounts.js';
+import { headOfNode } from './node-signature.js';
 
 /** File systems that have FIFREEZE and, frozen, have everything on their disk. */
 const FREEZABLE = new Set(['ext2', 'ext3', 'ext4', 'xfs', 'btrfs', 'f2fs', 'jfs', 'nilfs2']);
@@ -24,8 +27,14 @@ const FOREIGN_PARTS: ReadonlyArray<readonly [RegExp, string]> = [
   [/^dax(=always)?$/, 'is written past the block layer (DAX)'],
 ];
 
+/** Mounted so, a journal is not replayed: what the disk says of free blocks is older than what it holds. */
+const WITHOUT_JOURNAL = new Set(['noload', 'norecovery']);
+/** How long after the first one the second list of free blocks is asked for. */
+const LISTS_APART_MS = 100;
+
 /** A mounted file system on the disk. */
 interface Mounted extends FreezePoint {
+  entry: MountEntry;
   /** Where it begins on the disk. */
   startBytes: number;
   isReadOnly: boolean;
@@ -50,8 +59,12 @@ export interface Survey {
   close(): void;
 }
 
-/** @throws {CowbirdError} ENOTSUP for a file system that cannot be frozen, or is not on this disk alone. */
-export function surveyDisk(node: string): Survey {
+/**
+ * `readsDisk`: look into the file systems' superblocks, too.
+ *
+ * @throws {CowbirdError} ENOTSUP for a file system that cannot be frozen, or is not on this disk alone.
+ */
+export function surveyDisk(node: string, readsDisk = true): Survey {
   const parts = deviceNumbersOn(node);
   const entries = mountsOn(node);
   const mounted: Mounted[] = [];
@@ -64,8 +77,9 @@ export function surveyDisk(node: string): Survey {
       if (entry === undefined) continue;
       const part = parts.find(({ number, name }) => number === entry.device || `/dev/${name}` === entry.source);
       requireFreezable(node, entry, part?.startBytes ?? null);
+      if (readsDisk && part !== undefined && !entry.readOnlySuper) requireWhole(node, entry, `/dev/${part.name}`);
       const { fd, mountPoint } = openMounted(group);
-      mounted.push({ fd, mountPoint, startBytes: part?.startBytes ?? 0, isReadOnly: entry.readOnlySuper });
+      mounted.push({ fd, mountPoint, entry, startBytes: part?.startBytes ?? 0, isReadOnly: entry.readOnlySuper });
     }
     const claimed = claimedParts(parts, entries);
     return {
@@ -85,7 +99,8 @@ export function surveyDisk(node: string): Survey {
 
 function requireNoMore(node: string, mounted: readonly Mounted[], claimed: readonly string[]): void {
   const frozen = new Set(mounted.flatMap(({ fd, isReadOnly }) => (isReadOnly ? [] : [fstatSync(fd).dev])));
-  const now = surveyDisk(node);
+  // All stands still, and nothing is to be waited for.
+  const now = surveyDisk(node, false);
   try {
     const places = [
       ...now.points.filter(({ fd }) => !frozen.has(fstatSync(fd).dev)).map(({ mountPoint }) => mountPoint),
@@ -110,12 +125,8 @@ function fileSystems(entries: readonly MountEntry[]): MountEntry[][] {
 }
 
 function requireFreezable(node: string, entry: MountEntry, startBytes: number | null): void {
-  const { mountPoint, source, fsType, superOptions, readOnlySuper } = entry;
-  const refuse = (why: string): CowbirdError =>
-    new CowbirdError(
-      'ENOTSUP',
-      `${node} cannot be backed up while it is in use: ${source}, mounted on ${mountPoint}, ${why}`,
-    );
+  const { fsType, superOptions, readOnlySuper, source } = entry;
+  const refuse = (why: string): CowbirdError => refusal(node, entry, why);
   if (startBytes === null)
     throw refuse(`is stacked on it (device mapper or RAID): back up ${source} instead, or unmount that`);
   if (readOnlySuper) return;
@@ -126,6 +137,18 @@ function requireFreezable(node: string, entry: MountEntry, startBytes: number | 
   for (const [option, why] of FOREIGN_PARTS)
     if (superOptions.some((given) => option.test(given))) throw refuse(`${why}: unmount it`);
   if (fsType === 'btrfs' && btrfsDevices(source) !== 1) throw refuse('is on more than one device: unmount it');
+}
+
+function refusal(node: string, { source, mountPoint }: MountEntry, why: string): CowbirdError {
+  return new CowbirdError(
+    'ENOTSUP',
+    `${node} cannot be backed up while it is in use: ${source}, mounted on ${mountPoint}, ${why}`,
+  );
+}
+
+function requireWhole(node: string, entry: MountEntry, part: string): void {
+  const why = foreignPart(entry.fsType, headOfNode(part));
+  if (why !== undefined) throw refusal(node, entry, `${why}: unmount it`);
 }
 
 /** How many devices the btrfs has that this one is of; 0 where that is not told. */
@@ -146,8 +169,8 @@ function openMounted(entries: readonly MountEntry[]): { fd: number; mountPoint: 
     const path = pathOfMount(entry);
     const fd = openPlace(path);
     if (fd === undefined) continue;
-    // The root of a btrfs has a device number of its own, of no disk.
-    if (deviceNumber(fstatSync(fd).dev) === entry.device || entry.fsType === 'btrfs')
+    // The root of a btrfs has a device number of its own, of no disk: there it is the mount that tells.
+    if (deviceNumber(fstatSync(fd).dev) === entry.device || mountIdOf(fd) === entry.id)
       return { fd, mountPoint: entry.mountPoint };
     closeSync(fd);
   }
@@ -190,17 +213,55 @@ function isClaimed(node: string): boolean {
 function usedBlocks(mounted: readonly Mounted[], sizeBytes: number): { bits: Uint8Array; problems: string[] } {
   const bits = makeBits(regionCount(sizeBytes)).fill(0xff);
   const problems: string[] = [];
-  for (const { fd, mountPoint, startBytes } of mounted) {
+  for (const part of mounted) {
     try {
-      for (const { offset, lengthBytes } of freeRanges(fd, fstatSync(fd).dev)) {
-        const end = Math.floor((startBytes + offset + lengthBytes) / BLOCK_SIZE_BYTES);
-        clearRange(bits, Math.ceil((startBytes + offset) / BLOCK_SIZE_BYTES), end);
-      }
+      const free = freeBlocks(part);
+      // XFS with a reverse map gives a block from one owner to the other in several steps, and calls it free in between. What is free
+      // at both times, and was not written meanwhile, is free.
+      const still = part.entry.fsType === 'xfs' ? intersected(free, later(part)) : free;
+      for (const { start, end } of still) clearRange(bits, start, end);
     } catch (error) {
       problems.push(
-        `unused blocks of ${mountPoint} were copied too: which these are is not known (${messageOf(error)})`,
+        `unused blocks of ${part.mountPoint} were copied too: which these are is not known (${messageOf(error)})`,
       );
     }
   }
   return { bits, problems };
+}
+
+interface Blocks {
+  start: number;
+  /** Excluded. */
+  end: number;
+}
+
+/** Whole blocks of the disk, ascending. @throws why they are not known. */
+function freeBlocks({ fd, startBytes, entry }: Mounted): Blocks[] {
+  const option = entry.superOptions.find((given) => WITHOUT_JOURNAL.has(given));
+  if (option !== undefined) throw new CowbirdError('EINVAL', `mounted with ${option}, it may be in the journal`);
+  const found: Blocks[] = [];
+  for (const { offset, lengthBytes } of freeRanges(fd, fstatSync(fd).dev)) {
+    const start = Math.ceil((startBytes + offset) / BLOCK_SIZE_BYTES);
+    const end = Math.floor((startBytes + offset + lengthBytes) / BLOCK_SIZE_BYTES);
+    if (end > start) found.push({ start, end });
+  }
+  return found;
+}
+
+function later(part: Mounted): Blocks[] {
+  pause(LISTS_APART_MS);
+  return freeBlocks(part);
+}
+
+/** What is in both; both ascend. */
+export function intersected(left: readonly Blocks[], right: readonly Blocks[]): Blocks[] {
+  const found: Blocks[] = [];
+  for (let i = 0, k = 0; ; ) {
+    const [a, b] = [left[i], right[k]];
+    if (a === undefined || b === undefined) return found;
+    const [start, end] = [Math.max(a.start, b.start), Math.min(a.end, b.end)];
+    if (end > start) found.push({ start, end });
+    if (a.end < b.end) i++;
+    else k++;
+  }
 }

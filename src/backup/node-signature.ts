@@ -4,6 +4,11 @@ import { DirectReader } from '../sys/direct-reader.js';
 
 /** By its first blocks; undefined: nothing that has a name here. @throws {SystemError} where they cannot be read. */
 export function signatureOfNode(node: string): Signature | undefined {
+  return signatureOf(headOfNode(node));
+}
+
+/** The first blocks, past the page cache. @throws {SystemError} where they cannot be read. */
+export function headOfNode(node: string): Buffer {
   const reader = new DirectReader(node);
   try {
     const head = Buffer.alloc(HEAD_BYTES);
@@ -13,7 +18,7 @@ export function signatureOfNode(node: string): Signature | undefined {
       if (count === 0) break;
       at += count;
     }
-    return signatureOf(head);
+    return head;
   } finally {
     reader.close();
   }

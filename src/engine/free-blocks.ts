@@ -14,7 +14,7 @@ import { readdirSync, readFileSync, rmSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError, errnoOfError, messageOf } from '../sys/errors.js';
-import { pathOfMount } from '../sys/mounts.js';
+import { allMounts, pathOfMount } from '../sys/mounts.js';
 import { setBits, setRuns, Word } from '../tracer/layout.js';
 import { writeDurably } from './attach.js';
 import type { EngineContext, Undo } from './context.js';
@@ -39,7 +39,8 @@ export interface MappedFileSystem {
 export function fileSystemsOf(volume: Volume): MappedFileSystem[] {
   const { name, device } = volume.record;
   const numbers = deviceNumbersOn(device.node);
-  const found = freezeMounts(mountsOn(device.node)).map((entry) => {
+  const mounts = allMounts();
+  const found = freezeMounts(mountsOn(device.node, mounts), mounts).map((entry) => {
     const startBytes = numbers.find(({ number }) => number === entry.device)?.startBytes ?? null;
     if (startBytes !== null) return { mountPoint: pathOfMount(entry), startBytes };
     const where = `${entry.mountPoint} is stacked on ${name}, or lies on several devices`;

@@ -3,7 +3,7 @@ import { realpathSync, statSync } from 'node:fs';
 import { belowPath } from '../sys/below.js';
 import { boundLoops, deviceNumber, deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
-import { allMounts, type MountEntry, ownMounts, pathOfMount } from '../sys/mounts.js';
+import { allMounts, isReachable, type MountEntry, ownMounts, pathOfMount } from '../sys/mounts.js';
 import { attachedRecords, type EngineContext, withHelper } from './context.js';
 import { refuseOpen } from './devices.js';
 import { outwait } from './visitors.js';
@@ -24,16 +24,27 @@ export function isMountedWritable(entries: readonly MountEntry[]): boolean {
   return entries.some((entry) => !entry.readOnlySuper);
 }
 
-/** One mount of each file system that is mounted read-write. */
-export function freezeMounts(entries: readonly MountEntry[]): MountEntry[] {
-  const found = new Map<string, MountEntry>();
-  for (const entry of entries) if (!entry.readOnlySuper && !found.has(entry.device)) found.set(entry.device, entry);
-  return [...found.values()];
+/**
+ * One mount of each file system that is mounted read-write, by which it can be reached. `mounts`: all of the machine.
+ *
+ * @throws {CowbirdError} EBUSY for one that other file systems are mounted over, everywhere: its path leads to them.
+ */
+export function freezeMounts(entries: readonly MountEntry[], mounts: readonly MountEntry[]): MountEntry[] {
+  const writable = entries.filter(({ readOnlySuper }) => !readOnlySuper);
+  return [...new Set(writable.map(({ device }) => device))].map((number) => {
+    const own = writable.filter(({ device }) => device === number);
+    const reached = own.find((entry) => isReachable(entry, mounts));
+    if (reached !== undefined) return reached;
+    throw new CowbirdError(
+      'EBUSY',
+      `The file system mounted on ${own.map(({ mountPoint }) => mountPoint).join(', ')} cannot be reached there: something else is mounted over it`,
+    );
+  });
 }
 
 /** Paths of {@link freezeMounts}: what has to be frozen. */
-export function freezePoints(entries: readonly MountEntry[]): string[] {
-  return freezeMounts(entries).map(pathOfMount);
+export function freezePoints(node: string, mounts: readonly MountEntry[]): string[] {
+  return freezeMounts(mountsOn(node, mounts), mounts).map(pathOfMount);
 }
 
 /** EBUSY, naming the holder, when a node is mounted, open or held by the kernel, and not by a visitor. */

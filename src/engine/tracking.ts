@@ -160,7 +160,7 @@ export async function freezeAndSwitch(
 ): Promise<FreezeTimes> {
   const mounts = allMounts();
   // One file system may have parts on several of the volumes.
-  const mountPoints = [...new Set(volumes.flatMap(({ record }) => freezePoints(mountsOn(record.device.node, mounts))))];
+  const mountPoints = [...new Set(volumes.flatMap(({ record }) => freezePoints(record.device.node, mounts)))];
   if (mountPoints.length === 0) return { freezeMs: 0, windowMs: await timed(() => whileAllPaused(volumes, change)) };
   const gates = volumes.map(({ record }) => ({ memoryFd: record.opened.memoryFd }));
   await helper.call('prepareFreeze', { mountPoints, gates }, SYNC_TIMEOUT_MS);

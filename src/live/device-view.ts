@@ -121,23 +121,39 @@ export function whyUntrackable(view: DeviceView, kernel = release()): string | u
   if (view.kind === 'request') return undefined;
   if (!BIO_DRIVERS.some((pattern) => pattern.test(diskName)))
     return `${diskName} passes requests on to other disks under other names: back it up with --engine scan`;
-  const [major = 0, minor = 0] = kernel.split('.').map(Number);
-  const isOld = major < NO_PAGE_WISE_KERNEL[0] || (major === NO_PAGE_WISE_KERNEL[0] && minor < NO_PAGE_WISE_KERNEL[1]);
-  if (isOld && PAGE_WISE.some((pattern) => pattern.test(diskName)))
+  if (isBefore(kernel, NO_PAGE_WISE_KERNEL) && PAGE_WISE.some((pattern) => pattern.test(diskName)))
     return `${diskName} is written past the block layer in part before Linux 6.3, and this is ${kernel}`;
   return undefined;
 }
 
-/** Drivers whose disks can have other contents without a write to them, while nobody has them open, and stay the same disk. */
+/**
+ * Drivers that give a disk another sequence number whenever it becomes another one, or another medium. With any other driver nothing is
+ * known of a disk from one version to the next: nbd keeps the number when another export is connected through netlink, rbd and ZFS
+ * volumes can be rolled back underneath.
+ */
+const CONTINUED = /^(sd[a-z]|hd[a-z]|vd[a-z]|xvd[a-z]|nvme\d|mmcblk\d|dasd[a-z]|pmem\d|zram\d|loop\d)/;
+/** Before that a loop device kept its number when it got another file (disk_force_media_change() in block/disk-events.c). */
+const LOOP_NUMBER_KERNEL = [6, 5] as const;
+/** Disks that can have other contents without a write to them, while nobody has them open, and stay the same disk. */
 const REPLACEABLE: ReadonlyArray<[RegExp, string]> = [
   [/^dm-\d/, 'what device mapper shows can be replaced underneath (lvconvert --merge, dmsetup load)'],
   [/^ram\d/, 'a RAM disk can be emptied (blockdev --flushbufs)'],
 ];
 
 /** Why nothing is known of a disk from one version to the next, though its writes are seen; undefined where it is. */
-export function whyNotContinued({ diskName }: Pick<DeviceView, 'diskName'>): string | undefined {
+export function whyNotContinued({ diskName }: Pick<DeviceView, 'diskName'>, kernel = release()): string | undefined {
   const [, why] = REPLACEABLE.find(([pattern]) => pattern.test(diskName)) ?? [];
-  return why === undefined ? undefined : `${why} without a write that is seen`;
+  if (why !== undefined) return `${why} without a write that is seen`;
+  if (!CONTINUED.test(diskName))
+    return `${diskName} can get other contents from elsewhere without becoming another disk`;
+  if (diskName.startsWith('loop') && isBefore(kernel, LOOP_NUMBER_KERNEL))
+    return `a loop device does not become another disk with another file before Linux 6.5, and this is ${kernel}`;
+  return undefined;
+}
+
+function isBefore(kernel: string, [wantedMajor, wantedMinor]: readonly [number, number]): boolean {
+  const [major = 0, minor = 0] = kernel.split('.').map(Number);
+  return major < wantedMajor || (major === wantedMajor && minor < wantedMinor);
 }
 
 /** How many writes are under way on a disk, as far as its driver says; 0 where it says nothing. */

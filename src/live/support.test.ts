@@ -72,7 +72,12 @@ describe('a disk whose writes cannot all be seen', () => {
   it('is not known from one version to the next where it can have other contents without a write', () => {
     assert.match(whyNotContinued(disk('dm-0')) ?? '', /lvconvert --merge/);
     assert.match(whyNotContinued(disk('ram0')) ?? '', /flushbufs/);
-    for (const name of ['zram0', 'sda', 'nvme0n1']) assert.equal(whyNotContinued(disk(name)), undefined);
+    for (const name of ['nbd0', 'rbd1', 'zd16', 'somethingelse'])
+      assert.match(whyNotContinued(disk(name)) ?? '', /other contents from elsewhere/);
+    for (const name of ['zram0', 'sda', 'sdaa', 'nvme0n1', 'vda', 'xvda', 'mmcblk0', 'pmem0'])
+      assert.equal(whyNotContinued(disk(name)), undefined);
+    assert.equal(whyNotContinued(disk('loop3'), '6.5.0-1-amd64'), undefined);
+    assert.match(whyNotContinued(disk('loop3'), '6.1.0-28-amd64') ?? '', /before Linux 6\.5, and this is 6\.1/);
   });
 
   it('is refused without a medium', () => {

@@ -9,6 +9,10 @@ import { relative } from 'node:path';
 import { assert } from './errors.js';
 
 export interface MountEntry {
+  /** Of the mount, in all namespaces. */
+  id: number;
+  /** Of the mount that this one lies on. */
+  parentId: number;
   /** `major:minor` of the file system. */
   device: string;
   /** Path inside the file system that is mounted (`/` unless it is a bind mount of a directory). */
@@ -40,6 +44,8 @@ export function parseMountInfo(text: string, pid: number): MountEntry[] {
     const [fsType, source, superOptions] = fields.slice(separator + 1);
     if (separator < 0 || device === undefined || root === undefined || mountPoint === undefined) continue;
     entries.push({
+      id: Number(fields[0]),
+      parentId: Number(fields[1]),
       device,
       root: unescapeField(root),
       mountPoint: unescapeField(mountPoint),
@@ -85,6 +91,33 @@ export function mountOf(path: string, mounts: readonly MountEntry[]): MountEntry
   }
   assert(best !== undefined, `${path} lies on a mounted file system`);
   return best;
+}
+
+/**
+ * Whether a mount's own path leads to it: nothing is mounted over it, nor over a directory above it. `mounts`: all those of its
+ * namespace, and maybe others.
+ */
+export function isReachable(entry: MountEntry, mounts: readonly MountEntry[]): boolean {
+  const own = mounts.filter(({ pid }) => pid === entry.pid);
+  const ids = new Set(own.map(({ id }) => id));
+  // The root of the processes there; what is mounted over that is seen by nobody.
+  let at = own.find(({ mountPoint, parentId, id }) => mountPoint === '/' && (parentId === id || !ids.has(parentId)));
+  const names = entry.mountPoint.split('/').filter((name) => name !== '');
+  for (let count = 1; at !== undefined && count <= names.length; count++) {
+    const path = `/${names.slice(0, count).join('/')}`;
+    for (let over: MountEntry | undefined = at; over !== undefined; ) {
+      at = over;
+      const below: number = over.id;
+      over = own.findLast(({ parentId, mountPoint }) => parentId === below && mountPoint === path);
+    }
+  }
+  return at === undefined || at.id === entry.id;
+}
+
+/** The mount that an open descriptor is on (proc_pid_fdinfo(5)). */
+export function mountIdOf(fd: number): number | undefined {
+  const [, id] = /^mnt_id:\s*(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8')) ?? [];
+  return id === undefined ? undefined : Number(id);
 }
 
 /** A path of ours to a mount of any namespace. */
