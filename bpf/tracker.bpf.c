@@ -496,10 +496,15 @@ static __always_inline void on_request(struct cpu *cpu, struct request *rq, unsi
 static __always_inline void on_bio_queue(struct bio *bio)
 {
 	struct range range = { .first = bio->bi_iter.bi_sector, .bytes = bio->bi_iter.bi_size };
+	struct range *before;
 	__u64 key = (__u64)bio;
 
 	if (!is_ours(bio->bi_bdev->bd_disk) || !changes_range(bio->bi_opf & OP_MASK, range.bytes))
 		return;
+	/* A bio begins once: this is of one before it, whose end was missed. */
+	before = bpf_map_lookup_elem(&bios, &key);
+	if (before)
+		mark(before->first, before->bytes);
 	if (bpf_map_update_elem(&bios, &key, &range, BPF_ANY)) {
 		__sync_fetch_and_add(&state.too_many_bios, 1);
 		mark(range.first, range.bytes);

@@ -2,10 +2,11 @@
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, rmdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import koffi from 'koffi';
 import { KernelMap } from '../src/live/kernel-map.js';
 import { pinFolder, removePins, trackingFolder } from '../src/live/places.js';
 import { examineTracking } from '../src/live/support.js';
-import { mapPinnedArray } from '../src/sys/bpf.js';
+import { mapPinnedArray, openPinned } from '../src/sys/bpf.js';
 import * as libc from '../src/sys/libc.js';
 import { CANNOT, type Lab, run, succeeds } from './lab.js';
 
@@ -114,6 +115,27 @@ export function plantNote(runDir: string, address: bigint, note: { first: number
     words.set([address, BigInt(note.first * perBlock), BigInt(note.count * BLOCK), 1n], at);
   } finally {
     libc.unmap(notes);
+  }
+}
+
+/** The same of a bio, on a disk without requests. */
+export function plantBio(runDir: string, address: bigint, { first, count }: { first: number; count: number }): void {
+  const library = koffi.load('libbpf.so.1');
+  const update = library.func('bpf_map_update_elem', 'int', [
+    'int',
+    koffi.pointer('uint8_t'),
+    koffi.pointer('uint8_t'),
+    'uint64_t',
+  ]);
+  const fd = openPinned(join(pinsOf(runDir), 'map_bios'));
+  if (fd === undefined) throw new Error('the map of bios is not pinned');
+  try {
+    const range = new BigUint64Array([BigInt((first * BLOCK) / 512), BigInt(count * BLOCK)]);
+    const key = new BigUint64Array([address]);
+    const failed: number = update(fd, new Uint8Array(key.buffer), new Uint8Array(range.buffer), 0);
+    if (failed !== 0) throw new Error(`bpf_map_update_elem: ${failed}`);
+  } finally {
+    libc.close(fd);
   }
 }
 

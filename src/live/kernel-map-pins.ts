@@ -10,8 +10,8 @@ import { close, type Mapping, unmap } from '../sys/libc.js';
 import type { DeviceView, DiskKind } from './device-view.js';
 
 const MAGIC = 0x4257_4f43;
-/** Of `struct state`, `struct cpu` and what the maps mean. A later Cowbird that changes them has another number. */
-const LAYOUT = 4;
+/** Of `struct state`, `struct cpu`, what the maps mean, and which of them are pinned. A later Cowbird that changes them has another number. */
+const LAYOUT = 5;
 export const KINDS = ['request', 'bio'] as const satisfies DiskKind[];
 
 /** Offsets in `struct state`. */
@@ -42,7 +42,7 @@ const STEPS = [1, 2, 3] as const;
 const programsOf = (triple: string): string[] => STEPS.map((step) => `${triple}_${step}`);
 /** Programs that may be missed: what they do not note, the triples see. */
 const SINGLES = { request: ['issue'], bio: [] } as const satisfies Record<DiskKind, string[]>;
-/** Where they note what is under way. The first can be mapped, and is read here. */
+/** Where they note what is under way. The first can be mapped; the second is a hash, by the bio's address. */
 export const NOTES = { request: 'requests', bio: 'bios' } as const satisfies Record<DiskKind, string>;
 /** All programs of a disk, those that see first: what was noted before they did would never end. */
 export const allProgramsOf = (kind: DiskKind): string[] => [...PROGRAMS[kind].flatMap(programsOf), ...SINGLES[kind]];
@@ -59,7 +59,10 @@ export interface Opened {
   mappings: Mapping[];
   programFds: number[];
   linkFds: number[];
+  /** Of a disk with requests. */
   notes: Mapping | undefined;
+  /** Of a disk without: a hash map. */
+  biosFd: number | undefined;
 }
 
 const GONE = 'the map of changed blocks is not in the kernel any more';
@@ -95,9 +98,11 @@ export function openPins(folder: string): Opened | { reason: string } {
     triples.every((triple) => open(`program_${triple}`)) && allProgramsOf(kind).every((name) => open(`link_${name}`));
   if (!isWhole) return giveUp(GONE);
   const notes = kind === 'request' ? map(NOTES.request) : undefined;
-  if (kind === 'request' && notes === undefined) return giveUp(GONE);
+  const isNoted = kind === 'request' ? notes !== undefined : open(pinName(NOTES.bio));
+  if (!isNoted) return giveUp(GONE);
   const programFds = fds.slice(0, triples.length);
-  return { state, dirty, summary, cpus, mappings, programFds, linkFds: fds.slice(triples.length), notes };
+  const biosFd = kind === 'bio' ? fds.pop() : undefined;
+  return { state, dirty, summary, cpus, mappings, programFds, linkFds: fds.slice(triples.length), notes, biosFd };
 }
 
 /** Writes what the map is, so that it can be read by whoever finds the pins. */

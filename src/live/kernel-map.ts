@@ -9,7 +9,7 @@
 import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { BpfObject, recursionMisses } from '../sys/bpf.js';
+import { BpfObject, entriesOfHash, recursionMisses } from '../sys/bpf.js';
 import { assert } from '../sys/errors.js';
 import { close, type Mapping, unmap } from '../sys/libc.js';
 import { BLOCK_BYTES } from './bitmap.js';
@@ -64,6 +64,8 @@ const ENDED_FIELDS = [4, 11, 15] as const;
 /** `struct note`, in 64-bit words: address, first sector, bytes, start. */
 const NOTE_WORDS = 4;
 const NOTE = { address: 0, first: 1, bytes: 2, start: 3 } as const;
+/** Of the hash of bios. */
+const BIOS_MAX = 16_384;
 const COMPLETE = 0;
 const QUEUE = 1;
 
@@ -94,8 +96,9 @@ export class KernelMap {
   readonly #diskFolder: string;
   /** Its statistics count what the tracker counts. */
   readonly #counts: boolean;
-  /** None on disks without requests. */
+  /** None on disks without requests: these have a hash of bios. */
   readonly #notes: BigUint64Array;
+  readonly #biosFd: number | undefined;
   readonly #noteHalves: Uint32Array;
 
   private constructor(opened: Opened) {
@@ -122,6 +125,7 @@ export class KernelMap {
     this.#linkFds = opened.linkFds;
     this.#notes = new BigUint64Array(opened.notes?.bytes ?? new ArrayBuffer(0));
     this.#noteHalves = new Uint32Array(this.#notes.buffer);
+    this.#biosFd = opened.biosFd;
   }
 
   /** Loads the programs for a disk and starts them. `folder` is in bpffs, and not there yet. */
@@ -152,7 +156,7 @@ export class KernelMap {
     try {
       mkdirSync(folder, { recursive: true, mode: 0o700 });
       for (const name of MAPS) object.pinMap(name, join(folder, pinName(name)));
-      if (disk.kind === 'request') object.pinMap(NOTES.request, join(folder, pinName(NOTES.request)));
+      object.pinMap(NOTES[disk.kind], join(folder, pinName(NOTES[disk.kind])));
       for (const triple of triples) object.pinProgram(`${triple}_1`, join(folder, `program_${triple}`));
       describe(folder, disk, { words, cpus, blockCount });
       for (const name of allProgramsOf(disk.kind)) object.attach(name, join(folder, `link_${name}`));
@@ -209,10 +213,21 @@ export class KernelMap {
   }
 
   /**
-   * Where requests write that are under way, or whose end was missed: may change, or may have. To be asked before the pages are
-   * read: a note is marked before it goes.
+   * Where requests or bios write that are under way, or whose end was missed: may change, or may have. To be asked before the pages
+   * are read: a note is marked before it goes.
    */
   notes(): Note[] {
+    // What is missed of a disk that counts is a doubt, and needs no notes.
+    if (this.#biosFd === undefined || this.#counts) return this.#requestNotes();
+    const bios = entriesOfHash(this.#biosFd, { keyWords: 1, valueWords: 2, entriesMax: BIOS_MAX });
+    return [...bios].map(([key, [first = 0n, bytes = 0n]]) => ({
+      key: `${key} ${first} ${bytes}`,
+      first: Number(first),
+      count: Number(bytes) / SECTOR_BYTES,
+    }));
+  }
+
+  #requestNotes(): Note[] {
     const notes: Note[] = [];
     const all = this.#notes;
     for (let at = 0; at < all.length; at += NOTE_WORDS) {
@@ -261,7 +276,7 @@ export class KernelMap {
   }
 
   close(): void {
-    for (const fd of [...this.#programFds, ...this.#linkFds]) close(fd);
+    for (const fd of [...this.#programFds, ...this.#linkFds, this.#biosFd]) if (fd !== undefined) close(fd);
     for (const mapping of this.#mappings) unmap(mapping);
   }
 
@@ -287,7 +302,7 @@ export class KernelMap {
   #readSectors(): Reading | undefined {
     const before = this.#numbersOf('stat');
     const seen = this.#seen();
-    const notes = this.notes();
+    const notes = this.#requestNotes();
     const underWay = this.#numbersOf('inflight')[1] ?? 0;
     const seenAfter = this.#seen();
     const after = this.#numbersOf('stat');

@@ -30,6 +30,8 @@ function bind() {
     pinMap: b.func('int bpf_map__pin(int64_t map, const char *path)'),
     pinProgram: b.func('int bpf_program__pin(int64_t program, const char *path)'),
     getPinned: b.func('int bpf_obj_get(const char *path)'),
+    nextKey: b.func('bpf_map_get_next_key', 'int', ['int', koffi.pointer('uint8_t'), koffi.pointer('uint8_t')]),
+    lookUp: b.func('bpf_map_lookup_elem', 'int', ['int', koffi.pointer('uint8_t'), koffi.pointer('uint8_t')]),
     infoByFd: b.func('bpf_obj_get_info_by_fd', 'int', [
       'int',
       koffi.pointer('uint8_t'),
@@ -182,6 +184,33 @@ export function openPinned(path: string): number | undefined {
   said.length = 0;
   if (errno === 2) return undefined;
   throw new SystemError('bpf_obj_get', errno, path);
+}
+
+const ENOENT = 2;
+
+/**
+ * What a hash map holds, which goes on being changed: entries that are there from the first call to the last are all in it. Keys and
+ * values are of whole 64-bit words.
+ */
+export function entriesOfHash(
+  fd: number,
+  { keyWords, valueWords, entriesMax }: { keyWords: number; valueWords: number; entriesMax: number },
+): Map<string, BigUint64Array> {
+  const found = new Map<string, BigUint64Array>();
+  const next = new BigUint64Array(keyWords);
+  let key: Uint8Array | null = null;
+  // A key that is removed in between has the walk begin again: so it has an end.
+  for (let step = 0; step < 4 * entriesMax; step++) {
+    if (libbpf().nextKey(fd, key, new Uint8Array(next.buffer)) !== 0) {
+      const errno = koffi.errno();
+      if (errno === ENOENT) return found;
+      throw new SystemError('bpf_map_get_next_key', errno, `fd ${fd}`);
+    }
+    key = new Uint8Array(next.slice().buffer);
+    const value = new BigUint64Array(valueWords);
+    if (libbpf().lookUp(fd, key, new Uint8Array(value.buffer)) === 0) found.set(next.join(), value);
+  }
+  return found;
 }
 
 function infoOf(fd: number, lengthBytes: number): DataView {
