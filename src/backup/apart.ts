@@ -8,7 +8,7 @@ import { requireNotSmaller } from '../repository/update.js';
 import { belowPath } from '../sys/below.js';
 import { deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError } from '../sys/errors.js';
-import { isSameSource } from './scan-source.js';
+import { isMereName, isSameSource } from './scan-source.js';
 
 /** The repository must not lie in what is backed up, nor the source in the repository. */
 export function requireApart({ kind, path }: SourceIdentity, repository: string): void {
@@ -43,10 +43,12 @@ export function isInside(path: string, directory: string): boolean {
 export function requireSameSource(repository: Repository, identity: SourceIdentity, sizeBytes: number): void {
   if (repository.manifest === undefined) return;
   const known = newestOf(repository.manifest).source;
-  if (!isSameSource(known, identity))
+  if (!isSameSource(known, identity)) {
+    const why = isMereName(identity) ? '; it has no serial number, and so is known by what it holds' : '';
     throw new CowbirdError(
       'EINVAL',
-      `${repository.files.path} is the repository of ${known.path} (${known.content ?? known.place}), and ${identity.path} is another (${identity.content ?? identity.place}): use another repository for it`,
+      `${repository.files.path} is the repository of ${known.path} (${known.content ?? known.place}), and ${identity.path} is another (${identity.content ?? identity.place}${why}): use another repository for it`,
     );
+  }
   requireNotSmaller(repository, identity.path, sizeBytes);
 }

@@ -6,21 +6,20 @@
  */
 import { realpathSync, statSync } from 'node:fs';
 import { join, resolve } from 'node:path';
+import { setTimeout as pause } from 'node:timers/promises';
 import type { ClientOptions } from '../control/client.js';
 import type { Freezer } from '../live/freezer.js';
 import { aloneWith } from '../live/standstill.js';
 import { DiskFiles } from '../repository/disk-files.js';
 import { IMAGE, regionCount } from '../repository/layout.js';
 import type { VersionRecord } from '../repository/manifest.js';
-import { pruneVersions } from '../repository/prune.js';
 import type { Repository } from '../repository/repository.js';
-import { keptVersions } from '../repository/retention.js';
-import type { WorkerPool } from '../repository/runner.js';
+import { requireGoingOn, type WorkerPool } from '../repository/runner.js';
 import type { BackupSource } from '../repository/source.js';
 import { newestOf } from '../repository/state.js';
-import { createVersion, type UpdateResult } from '../repository/update.js';
+import { createVersion } from '../repository/update.js';
 import type { UpdateOptions } from '../repository/update-options.js';
-import { assert, CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
+import { assert, codeOf, errnoOfError } from '../sys/errors.js';
 import { realPathOfNew, requireApart, requireSameSource } from './apart.js';
 import {
   type AttachedSource,
@@ -32,12 +31,15 @@ import {
   requireOffVolume,
 } from './attached-volume.js';
 import { type DriverRequest, openDriverSources } from './driver-source.js';
+import { finishVersion } from './finish-version.js';
 import { LiveDisk, type LiveOptions, openLiveSource, startFreezer } from './live-backup.js';
 import { isForLive, liveOptionsOf, liveRequest, withLive } from './live-choice.js';
 import { openOptions, type RepositoryOptions, withRepository } from './repository-at.js';
-import { lockImage, type OpenSource, openScanSource } from './scan-source.js';
+import { lockImage, type OpenSource, openScanSource, realPathOf } from './scan-source.js';
 import type { Hooks } from './snapshots.js';
 import { openUnmountedSource } from './unmounted-source.js';
+
+const CLAIM_AGAIN_MS = 100;
 
 export interface BackupOptions extends RepositoryOptions {
   /**
@@ -104,26 +106,61 @@ export async function backup(named: string, repository: string, options: BackupO
   return backupScanned(source, path, options);
 }
 
-/** An image file, or a disk that nobody uses. */
-async function backupScanned(named: string, path: string, options: BackupOptions): Promise<BackupSummary> {
-  // What cannot be a source is refused before a repository is made. It is claimed when that is there: whoever has the repository,
-  // and is waited for, has the source as well.
+/**
+ * An image file, or a disk that nobody uses. It is claimed from the beginning; while others are waited for it is not, for whoever has the
+ * repository has the source as well.
+ */
+async function backupScanned(named: string, path: string, given: BackupOptions): Promise<BackupSummary> {
+  const options = withDeadline(given);
+  const isPatient = options.waitMs > 0;
+  const first = isPatient ? undefined : openApart(named, path);
+  if (isPatient) requirePossible(named, path);
   try {
-    openApart(named, path).close();
-  } catch (error) {
-    if ((options.waitMs ?? 0) === 0 || codeOf(errnoOfError(error)) !== 'EBUSY') throw error;
+    return await withNewRepository(path, options, async (held, pool) => {
+      const opened = first ?? (await claimed(named, path, options));
+      try {
+        requireSameSource(held, opened.identity, opened.sizeBytes);
+        const reason = options.engine === 'scan' ? 'scan was asked for' : 'nothing tracks the changes of this source';
+        const chosen: Chosen = { engine: 'scan', reason, token: null, freezeMs: 0 };
+        return await makeVersion(held, pool, opened, chosen, options);
+      } finally {
+        if (opened !== first) opened.close();
+      }
+    });
+  } finally {
+    first?.close();
   }
-  return withNewRepository(path, options, async (held, pool) => {
-    const opened = openApart(named, path);
+}
+
+/** Options whose `waitMs` is what is left of the time, whenever it is asked for: several things may be waited for. */
+export function withDeadline(options: BackupOptions): BackupOptions & { readonly waitMs: number } {
+  const deadline = Date.now() + (options.waitMs ?? 0);
+  return {
+    ...options,
+    get waitMs() {
+      return Math.max(0, deadline - Date.now());
+    },
+  };
+}
+
+/** What can be told before the source is claimed. */
+function requirePossible(named: string, path: string): void {
+  const real = realPathOf(named);
+  const kind = statSync(real).isFile() ? 'file' : 'device';
+  requireApart({ kind, path: real, place: real, content: null }, path);
+}
+
+/** @throws {CowbirdError} EBUSY when it is still in use at the end of the time. */
+async function claimed(named: string, path: string, options: BackupOptions): Promise<OpenSource> {
+  for (;;) {
     try {
-      requireSameSource(held, opened.identity, opened.sizeBytes);
-      const reason = options.engine === 'scan' ? 'scan was asked for' : 'nothing tracks the changes of this source';
-      const chosen: Chosen = { engine: 'scan', reason, token: null, freezeMs: 0 };
-      return await makeVersion(held, pool, opened, chosen, options);
-    } finally {
-      opened.close();
+      return openApart(named, path);
+    } catch (error) {
+      if ((options.waitMs ?? 0) === 0 || codeOf(errnoOfError(error)) !== 'EBUSY') throw error;
     }
-  });
+    requireGoingOn(options.signal);
+    await pause(CLAIM_AGAIN_MS);
+  }
 }
 
 function openApart(named: string, path: string): OpenSource {
@@ -162,7 +199,8 @@ async function backupLive(named: string, path: string, options: BackupOptions): 
 }
 
 /** An attached volume: by a snapshot where it is in use, claimed where it is not. */
-async function backupAttached(found: AttachedSource, path: string, options: BackupOptions): Promise<BackupSummary> {
+async function backupAttached(found: AttachedSource, path: string, given: BackupOptions): Promise<BackupSummary> {
+  const options = withDeadline(given);
   const client = options.client ?? {};
   requireOffVolume(found, path, realPathOfNew(path).existing);
   await ownTracking(found.volume, client);
@@ -286,92 +324,8 @@ async function makeVersion(
   return summary;
 }
 
-/** After the commit: drops what is no longer kept, and sums up. */
-export async function finishVersion(
-  held: Repository,
-  result: UpdateResult,
-  { engine, freezeMs, committed }: Chosen,
-  options: BackupOptions,
-): Promise<BackupSummary> {
-  const problems = tellCommitted(committed);
-  const dropped = await dropOld(held, result.version.number, options);
-  const summary = { ...summaryOf(held, result, dropped), freezeMs };
-  summary.warnings.push(...problems);
-  const { preFreeze, postThaw } = options.hooks ?? {};
-  if ((preFreeze ?? postThaw) !== undefined && (engine === 'scan' || (engine === 'driver' && freezeMs === 0)))
-    summary.warnings.push('the hooks were not run: no snapshot was taken');
-  return summary;
-}
-
-/** The version counts by now: what its engine cannot note of it is no failure of the backup. */
-function tellCommitted(committed: Chosen['committed']): string[] {
-  try {
-    committed?.();
-    return [];
-  } catch (error) {
-    return [
-      `that the version was made could not be noted for the next one, which finds out by itself: ${messageOf(error)}`,
-    ];
-  }
-}
-
 /** A virtual machine or a mount that runs from the image must not have it changed underneath. */
 export function lockRepositoryImage(repository: string): () => void {
   const image = join(realpathSync(repository), IMAGE);
   return statSync(image, { throwIfNoEntry: false }) === undefined ? () => undefined : lockImage(image);
-}
-
-async function dropOld(repository: Repository, made: number, options: BackupOptions): Promise<number[]> {
-  if (options.keep === undefined) return [];
-  const { versions } = repository.requireManifest();
-  try {
-    return await pruneVersions(repository, keptVersions(versions, { last: options.keep }), { signal: options.signal });
-  } catch (error) {
-    throw new CowbirdError(
-      codeOf(errnoOfError(error)),
-      `Version ${made} was made, but not all older ones could be dropped: ${messageOf(error)}`,
-      { outcome: 'partial', cause: error },
-    );
-  }
-}
-
-function summaryOf(
-  repository: Repository,
-  { version, damagedBlocks, imageWasForeign, lostUsedMap, afterwards }: UpdateResult,
-  dropped: number[],
-): BackupSummary {
-  const warnings = [...repository.warnings];
-  const skippedBytes = version.skipped.reduce((sum, { lengthBytes }) => sum + lengthBytes, 0);
-  if (imageWasForeign)
-    warnings.push(
-      'the image was touched since the last version, or an update was cut off: it was read and compared too',
-    );
-  if (damagedBlocks.length > 0)
-    warnings.push(
-      `${damagedBlocks.length} blocks of the version before were damaged in the repository: \`cowbird verify\` tells which versions are whole`,
-    );
-  if (lostUsedMap !== undefined)
-    warnings.push(
-      `which blocks the version before has no contents of is not known (${lostUsedMap}): all contents were compared`,
-    );
-  if (afterwards !== undefined)
-    warnings.push(`the version was made, but not all could be done after it: ${afterwards}`);
-  if (skippedBytes > 0)
-    warnings.push(`${skippedBytes} bytes could not be read: they are as in the version before, or zeros`);
-  const { number, engine, reason, sizeBytes, bytesRead, bytesWritten } = version;
-  return {
-    version: number,
-    engine,
-    reason,
-    sizeBytes,
-    bytesRead,
-    bytesWritten,
-    freezeMs: 0,
-    passes: 1,
-    restBytes: 0,
-    skippedBytes,
-    dropped,
-    hookFailed: false,
-    warnings,
-  };
 }

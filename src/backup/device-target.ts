@@ -95,11 +95,14 @@ export class VersionBase implements Base {
 function openUnnamed(place: string): number {
   try {
     const folder = mkdtempSync(join(place, 'cowbird-overlay-'));
-    const path = join(folder, 'blocks');
-    const fd = openSync(path, 'wx+', 0o600);
-    unlinkSync(path);
-    rmdirSync(folder);
-    return fd;
+    try {
+      const path = join(folder, 'blocks');
+      const fd = openSync(path, 'wx+', 0o600);
+      unlinkSync(path);
+      return fd;
+    } finally {
+      rmdirSync(folder);
+    }
   } catch (error) {
     throw new CowbirdError(
       codeOf(errnoOfError(error)),

@@ -112,15 +112,14 @@ function letGo(child: ReturnType<typeof fork>): void {
 }
 
 /**
- * The child hears that nobody wants it, and takes down what it has made. One that hears nothing is killed: what it leaves, a loop
- * device on a dead file, is taken away here.
+ * The child hears that nobody wants it, and takes down what it has made. One that hears nothing is killed. What one that was killed
+ * leaves, a loop device on a dead file, is taken away here.
  */
 async function giveUp(child: ReturnType<typeof fork>, runDir: string): Promise<void> {
   letGo(child);
   const hasEnded = (): boolean => child.exitCode !== null || child.signalCode !== null;
   for (let deadline = Date.now() + END_WAIT_MS; !hasEnded() && Date.now() < deadline; ) await pause(LOOK_AGAIN_MS);
-  if (hasEnded()) return;
-  child.kill('SIGKILL');
+  if (!hasEnded()) child.kill('SIGKILL');
   for (let deadline = Date.now() + END_WAIT_MS; !hasEnded() && Date.now() < deadline; ) await pause(LOOK_AGAIN_MS);
   sweepDevices(runDir);
 }

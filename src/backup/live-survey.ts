@@ -5,7 +5,7 @@
  * read-write are frozen.
  */
 import { closeSync, fstatSync, readdirSync, statSync } from 'node:fs';
-import { foreignPart } from '../block/foreign-part.js';
+import { foreignPart, TELLS_PARTS } from '../block/foreign-part.js';
 import { BLOCK_SIZE_BYTES } from '../cow/geometry.js';
 import { mountsOn } from '../engine/lookup.js';
 import type { FreezePoint } from '../live/freezer.js';
@@ -77,7 +77,7 @@ export function surveyDisk(node: string, readsDisk = true): Survey {
       if (entry === undefined) continue;
       const part = parts.find(({ number, name }) => number === entry.device || `/dev/${name}` === entry.source);
       requireFreezable(node, entry, part?.startBytes ?? null);
-      if (readsDisk && part !== undefined && !entry.readOnlySuper) requireWhole(node, entry, `/dev/${part.name}`);
+      if (readsDisk && part !== undefined && !entry.readOnlySuper) requireWhole(node, entry, part.startBytes ?? 0);
       const { fd, mountPoint } = openMounted(group);
       mounted.push({ fd, mountPoint, entry, startBytes: part?.startBytes ?? 0, isReadOnly: entry.readOnlySuper });
     }
@@ -146,8 +146,10 @@ function refusal(node: string, { source, mountPoint }: MountEntry, why: string):
   );
 }
 
-function requireWhole(node: string, entry: MountEntry, part: string): void {
-  const why = foreignPart(entry.fsType, headOfNode(part));
+/** Reads the superblock through the node that was named: another one may not be there. */
+function requireWhole(node: string, entry: MountEntry, startBytes: number): void {
+  if (!TELLS_PARTS.has(entry.fsType)) return;
+  const why = foreignPart(entry.fsType, headOfNode(node, startBytes));
   if (why !== undefined) throw refusal(node, entry, `${why}: unmount it`);
 }
 

@@ -7,13 +7,13 @@ export function signatureOfNode(node: string): Signature | undefined {
   return signatureOf(headOfNode(node));
 }
 
-/** The first blocks, past the page cache. @throws {SystemError} where they cannot be read. */
-export function headOfNode(node: string): Buffer {
+/** The first blocks from a place on, past the page cache. @throws {SystemError} where they cannot be read. */
+export function headOfNode(node: string, startBytes = 0): Buffer {
   const reader = new DirectReader(node);
   try {
     const head = Buffer.alloc(HEAD_BYTES);
     for (let at = 0; at < HEAD_BYTES; ) {
-      const count = reader.read(head.subarray(at), at);
+      const count = reader.read(head.subarray(at), startBytes + at);
       // A smaller device: what is not there counts as zeros.
       if (count === 0) break;
       at += count;

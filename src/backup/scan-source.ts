@@ -10,7 +10,7 @@ import type { BackupSource } from '../repository/source.js';
 import { boundLoops, deviceNumber, deviceNumbersOn, sysfsName } from '../sys/blkdev.js';
 import { CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
 import { tryLockImage } from '../sys/fsfile.js';
-import { allMounts } from '../sys/mounts.js';
+import { allMounts, fuseFiles } from '../sys/mounts.js';
 import { allocatePages, PageFile } from '../sys/page-file.js';
 import { contentOf } from './node-signature.js';
 
@@ -106,9 +106,11 @@ export function realPathOf(path: string): string {
 /** Keeps QEMU, another Cowbird and loop devices away from an image. Returns how to let them in again. */
 export function lockImage(path: string): () => void {
   const file = statSync(path);
+  const served = fuseFiles();
   // By the file: it may have several names, and be reached through several mounts.
   const loop = boundLoops().find(({ backingFile }) => {
     if (backingFile === path) return true;
+    if (served.has(backingFile)) return false;
     const backing = statOptional(backingFile);
     return backing?.ino === file.ino && backing.dev === file.dev;
   });
@@ -213,11 +215,16 @@ function readLine(path: string): string | undefined {
  */
 export function isSameSource(a: SourceIdentity, b: SourceIdentity): boolean {
   if (a.content !== null && a.content === b.content) return true;
-  if (a.place !== b.place) return false;
+  if (a.place !== b.place) return hadMereName(a, b) && (a.content ?? b.content) === null;
   return !(isMereName(a) && a.content !== null && b.content !== null);
 }
 
 /** Whether {@link placeOfDevice} found nothing better than the node's name. */
-function isMereName({ kind, place }: SourceIdentity): boolean {
+export function isMereName({ kind, place }: SourceIdentity): boolean {
   return kind !== 'file' && !/[/ ]/.test(place);
+}
+
+/** Earlier versions gave a partition of a loop device no more than its name, which now is the file and where it begins there. */
+function hadMereName(known: SourceIdentity, now: SourceIdentity): boolean {
+  return /^loop\d+p\d+$/.test(known.place) && known.place === basename(now.path);
 }

@@ -29,12 +29,13 @@ import {
   type BackupOptions,
   type BackupSummary,
   type Chosen,
-  finishVersion,
   holdsFileSystem,
   lockRepositoryImage,
   versionOptions,
+  withDeadline,
 } from './backup.js';
 import { type DriverSource, openDriverSources } from './driver-source.js';
+import { finishVersion } from './finish-version.js';
 import { LiveDisk, type LiveSource, openLiveSource, startFreezer } from './live-backup.js';
 import { isForLive, liveOptionsOf, liveRequest, withLive } from './live-choice.js';
 import { openOptions } from './repository-at.js';
@@ -84,8 +85,9 @@ type Cleanups = Array<() => unknown>;
  */
 export async function backupTogether(
   pairs: readonly BackupPair[],
-  options: BackupOptions = {},
+  given: BackupOptions = {},
 ): Promise<TogetherSummary> {
+  const options = withDeadline(given);
   const client = options.client ?? {};
   const cleanups: Cleanups = [];
   const attempt = async (): Promise<TogetherSummary> => {
@@ -98,7 +100,7 @@ export async function backupTogether(
     const byVolume = [...works].sort((a, b) => (volumeOf(a) < volumeOf(b) ? -1 : 1));
     for (const { attached } of byVolume)
       if (attached !== undefined) cleanups.push(await lockVolume(attached, client, openOptions(options)));
-    if ((options.waitMs ?? 0) === 0) for (const work of works) claim(work, cleanups);
+    if (options.waitMs === 0) for (const work of works) claim(work, cleanups);
     const byPath = [...works].sort((a, b) => (a.path < b.path ? -1 : 1));
     for (const work of byPath) await openRepository(work, options, cleanups);
     for (const work of works) claim(work, cleanups);

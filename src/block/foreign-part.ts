@@ -13,6 +13,9 @@ const F2FS_DEVICES_AT = 1024 + 2201;
 const JFS_FLAGS_AT = 32_768 + 36;
 const JFS_INLINE_LOG_BIT = 11;
 
+/** Types whose superblock tells, as the kernel names them. */
+export const TELLS_PARTS: ReadonlySet<string> = new Set(['ext3', 'ext4', 'f2fs', 'jfs']);
+
 /** What is elsewhere, in words, for the type that the kernel has mounted it as; undefined where all is here. */
 export function foreignPart(fsType: string, head: Buffer): string | undefined {
   const bit = (at: number, number: number): boolean => Math.floor(head.readUInt32LE(at) / 2 ** number) % 2 === 1;

@@ -18,7 +18,8 @@ import { allMounts, pathOfMount } from '../sys/mounts.js';
 import { setBits, setRuns, Word } from '../tracer/layout.js';
 import { writeDurably } from './attach.js';
 import type { EngineContext, Undo } from './context.js';
-import { freezeMounts, mountsOn } from './lookup.js';
+import type { WantedMount } from './helper-calls.js';
+import { freezeMounts, mountsOn, wantedMount } from './lookup.js';
 import type { SavedSeries } from './records.js';
 import { seriesPath } from './saved-state.js';
 import type { HelperSession } from './services.js';
@@ -33,6 +34,7 @@ const RUN_BYTES = 8;
 export interface MappedFileSystem {
   mountPoint: string;
   startBytes: number;
+  mount: WantedMount;
 }
 
 /** @throws {CowbirdError} EINVAL where there is none, or its place on the volume is not known. */
@@ -42,7 +44,7 @@ export function fileSystemsOf(volume: Volume): MappedFileSystem[] {
   const mounts = allMounts();
   const found = freezeMounts(mountsOn(device.node, mounts), mounts).map((entry) => {
     const startBytes = numbers.find(({ number }) => number === entry.device)?.startBytes ?? null;
-    if (startBytes !== null) return { mountPoint: pathOfMount(entry), startBytes };
+    if (startBytes !== null) return { mountPoint: pathOfMount(entry), startBytes, mount: wantedMount(entry) };
     const where = `${entry.mountPoint} is stacked on ${name}, or lies on several devices`;
     throw new CowbirdError(
       'EINVAL',

@@ -30,6 +30,14 @@ export interface CreatedStore extends StoreFile {
   startBytes: number;
 }
 
+/** A mount, as mountinfo has it: its path may lead to another one by the time it is opened. */
+export interface WantedMount {
+  /** `major:minor` of the file system. */
+  device: string;
+  /** Of the mount. */
+  id: number;
+}
+
 export interface HelperCalls {
   mountFuse: { params: { target: string; fuseFd: number }; result: null };
   /** `lazy`: out of sight at once, gone when the last user goes. */
@@ -99,7 +107,7 @@ export interface HelperCalls {
       mapOffset: number;
       mapBytes: number;
       blockCount: number;
-      fileSystems: Array<{ mountPoint: string; startBytes: number }>;
+      fileSystems: Array<{ mountPoint: string; startBytes: number; mount?: WantedMount }>;
     };
     result: { blocks: number; durationMs: number };
   };
@@ -110,8 +118,11 @@ export interface HelperCalls {
   };
   /** Opens and syncs the mounts, so that the freeze itself is short. */
   prepareFreeze: {
-    /** `gates`: memory of the volumes concerned; they are opened before a thaw that nobody asked for. */
-    params: { mountPoints: string[]; gates: Array<{ memoryFd: number }> };
+    /**
+     * `mounts`: those that the mount points are to lead to, in their order. `gates`: memory of the volumes concerned; they are opened
+     * before a thaw that nobody asked for.
+     */
+    params: { mountPoints: string[]; mounts?: WantedMount[]; gates: Array<{ memoryFd: number }> };
     result: null;
   };
   freeze: { params: Record<string, never>; result: { frozenByOthers: boolean } };

@@ -21,8 +21,8 @@ export function mapFree(params: HelperCalls['mapFree']['params']): HelperCalls['
 
 function setFree(params: HelperCalls['mapFree']['params'], map: Int32Array): number {
   let blocks = 0;
-  for (const { mountPoint, startBytes } of params.fileSystems) {
-    const fd = openMount(mountPoint);
+  for (const { mountPoint, startBytes, mount } of params.fileSystems) {
+    const fd = openMount(mountPoint, mount);
     try {
       for (const { offset, lengthBytes } of freeRanges(fd, fstatSync(fd).dev)) {
         const first = Math.ceil((startBytes + offset) / BLOCK_BYTES);

@@ -5,12 +5,14 @@
  * is dead, or hangs with the gate of a volume closed: then writeback waits for the gate, and a thaw would wait for writeback.
  * So the gate is opened first, unless a switch is under way in it, whose end comes at once or with the engine's end.
  */
-import { statSync } from 'node:fs';
-import { errnoOfError } from '../sys/errors.js';
+import { fstatSync, statSync } from 'node:fs';
+import { deviceNumber } from '../sys/blkdev.js';
+import { CowbirdError, errnoOfError } from '../sys/errors.js';
 import { freeze, thaw } from '../sys/fsfile.js';
 import * as libc from '../sys/libc.js';
+import { mountIdOf } from '../sys/mounts.js';
 import { Gate, Word } from '../tracer/layout.js';
-import type { FreezeStep, HelperCalls } from './helper-calls.js';
+import type { FreezeStep, HelperCalls, WantedMount } from './helper-calls.js';
 import { withKeepers } from './helper-descriptors.js';
 
 const EBUSY = 16;
@@ -35,17 +37,29 @@ export function prepareFreeze(params: HelperCalls['prepareFreeze']['params']): n
     const mapping = withKeepers(memoryFd, (fd) => libc.mapShared(fd, 0, CONTROL_BYTES));
     gates.push({ words: new Int32Array(mapping.bytes), mapping });
   }
-  for (const mountPoint of params.mountPoints) {
-    const fd = openMount(mountPoint);
+  for (const [i, mountPoint] of params.mountPoints.entries()) {
+    const fd = openMount(mountPoint, params.mounts?.[i]);
     prepared.push({ mountPoint, fd });
     libc.syncfs(fd);
   }
   return null;
 }
 
-/** Opens a mount point, which may be a file. */
-export function openMount(mountPoint: string): number {
-  return libc.open(mountPoint, libc.O_RDONLY + (statSync(mountPoint).isDirectory() ? libc.O_DIRECTORY : 0));
+/**
+ * Opens a mount point, which may be a file.
+ *
+ * @throws {CowbirdError} EBUSY where it leads to another mount than the one that is wanted.
+ */
+export function openMount(mountPoint: string, wanted?: WantedMount): number {
+  const fd = libc.open(mountPoint, libc.O_RDONLY + (statSync(mountPoint).isDirectory() ? libc.O_DIRECTORY : 0));
+  // The root of a btrfs has a device number of its own: there it is the mount that tells.
+  if (wanted === undefined || deviceNumber(fstatSync(fd).dev) === wanted.device || mountIdOf(fd) === wanted.id)
+    return fd;
+  libc.close(fd);
+  throw new CowbirdError(
+    'EBUSY',
+    `The file system mounted on ${mountPoint} cannot be reached there: something else is mounted over it`,
+  );
 }
 
 let tell = (_mountPoint: string, _step: FreezeStep): void => undefined;

@@ -3,9 +3,10 @@ import { realpathSync, statSync } from 'node:fs';
 import { belowPath } from '../sys/below.js';
 import { boundLoops, deviceNumber, deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
-import { allMounts, isReachable, type MountEntry, ownMounts, pathOfMount } from '../sys/mounts.js';
+import { allMounts, fuseFiles, isReachable, type MountEntry, pathOfMount } from '../sys/mounts.js';
 import { attachedRecords, type EngineContext, withHelper } from './context.js';
 import { refuseOpen } from './devices.js';
+import type { WantedMount } from './helper-calls.js';
 import { outwait } from './visitors.js';
 import type { Volume } from './volume.js';
 
@@ -42,9 +43,15 @@ export function freezeMounts(entries: readonly MountEntry[], mounts: readonly Mo
   });
 }
 
-/** Paths of {@link freezeMounts}: what has to be frozen. */
-export function freezePoints(node: string, mounts: readonly MountEntry[]): string[] {
-  return freezeMounts(mountsOn(node, mounts), mounts).map(pathOfMount);
+/** What a helper is told of a mount, so that it opens no other. */
+export function wantedMount({ device, id }: MountEntry): WantedMount {
+  return { device, id };
+}
+
+/** {@link freezeMounts} of several nodes, by their paths: what has to be frozen. One file system may have parts on several nodes. */
+export function freezePoints(nodes: readonly string[], mounts: readonly MountEntry[]): Map<string, WantedMount> {
+  const entries = nodes.flatMap((node) => freezeMounts(mountsOn(node, mounts), mounts));
+  return new Map(entries.map((entry) => [pathOfMount(entry), wantedMount(entry)]));
 }
 
 /** EBUSY, naming the holder, when a node is mounted, open or held by the kernel, and not by a visitor. */
@@ -158,7 +165,7 @@ export function refuseSecondUse(context: EngineContext, origin: string): void {
       }
       continue;
     }
-    // A FUSE file may be served by an engine that hangs, or by none any more: it is never an image, and never looked at.
+    // It is never an image.
     if (served.has(backingFile)) continue;
     if (stats.isFile() && isSameBacking(backingFile, stats)) {
       throw new CowbirdError(
@@ -167,15 +174,6 @@ export function refuseSecondUse(context: EngineContext, origin: string): void {
       );
     }
   }
-}
-
-/** Mount points of FUSE file systems: other daemons' files among them. */
-function fuseFiles(): Set<string> {
-  return new Set(
-    ownMounts()
-      .filter((entry) => entry.fsType.startsWith('fuse'))
-      .map((entry) => entry.mountPoint),
-  );
 }
 
 /** Whether a loop device's backing file is this file. One that cannot be looked at is not. */

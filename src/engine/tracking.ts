@@ -159,11 +159,12 @@ export async function freezeAndSwitch(
   beforeFreeze: () => Promise<void> = async () => undefined,
 ): Promise<FreezeTimes> {
   const mounts = allMounts();
-  // One file system may have parts on several of the volumes.
-  const mountPoints = [...new Set(volumes.flatMap(({ record }) => freezePoints(record.device.node, mounts)))];
-  if (mountPoints.length === 0) return { freezeMs: 0, windowMs: await timed(() => whileAllPaused(volumes, change)) };
+  const nodes = volumes.map(({ record }) => record.device.node);
+  const points = freezePoints(nodes, mounts);
+  if (points.size === 0) return { freezeMs: 0, windowMs: await timed(() => whileAllPaused(volumes, change)) };
   const gates = volumes.map(({ record }) => ({ memoryFd: record.opened.memoryFd }));
-  await helper.call('prepareFreeze', { mountPoints, gates }, SYNC_TIMEOUT_MS);
+  const prepared = { mountPoints: [...points.keys()], mounts: [...points.values()], gates };
+  await helper.call('prepareFreeze', prepared, SYNC_TIMEOUT_MS);
   await beforeFreeze();
   const startedAt = performance.now();
   const { frozenByOthers } = await helper.call('freeze', {}, FREEZE_TIMEOUT_MS);

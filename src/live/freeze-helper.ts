@@ -62,7 +62,9 @@ async function perform(order: HelperOrder): Promise<HookEnd | undefined> {
       arm(order.timeoutMs);
       return undefined;
     case 'disarm':
-      if (!fds.some((_, index) => words.stateOf(index) === FreezeState.FROZEN)) clearInterval(looking);
+      if (fds.some((_, index) => words.stateOf(index) === FreezeState.FROZEN)) return undefined;
+      clearInterval(looking);
+      rescuers.reset();
       return undefined;
     case 'hook': {
       undo = order.undo;

@@ -39,8 +39,8 @@ export function rescueOne(words: FreezeWords, index: number, fd: number, makerIs
   const isThawed = tryThaw(fd);
   // Not frozen, although FIFREEZE had returned: somebody else was faster. While it is under way the thaw fails too.
   if (!isThawed && !makerIsGone && state !== FreezeState.FROZEN) return false;
-  words.set(index, FreezeState.RESCUED);
-  return true;
+  // The maker may have thawed it in between, and even be about to freeze it again: that is another freeze.
+  return words.change(index, state, FreezeState.RESCUED) || makerIsGone;
 }
 
 /** False where it is not frozen, or cannot be thawed now: it is tried again, as there is nobody to be told. */

@@ -51,6 +51,8 @@ export function copyJob(spec: CopySpec, context: JobContext): RegionTask {
   };
 }
 
+const NONE: ReadonlySet<number> = new Set();
+
 /** Finds the blocks in which the source differs from the newest version. */
 export interface CompareSpec extends SourceSpec {
   kind: 'compare';
@@ -78,47 +80,46 @@ export function compareJob(spec: CompareSpec, context: JobContext): RegionTask {
     const { page: oldPage, otherPage: newPage } = scratch;
     readPage(checksums, region, oldPage);
     readNewPage(spec, context, region, count);
-    if (spec.heal === undefined && newPage.equals(oldPage)) return;
+    const isLooked = (block: number): boolean => isCandidate(spec, region, block);
+    const denied = spec.heal === undefined ? deniedBlocks(context, region, oldCount, isLooked) : NONE;
+    if (spec.heal === undefined && denied.size === 0 && newPage.equals(oldPage)) return;
     if (spec.heal !== undefined) readImagePage(context, region, oldCount, imagePage);
     const heldPage = spec.heal === undefined ? oldPage : imagePage;
-    const differs = (block: number): boolean =>
-      block < oldCount && isCandidate(spec, region, block) && !sameChecksum(oldPage, block, newPage, block);
-    const denied = spec.heal === undefined ? deniedBlocks(context, region, oldCount, differs) : undefined;
     let saves = 0;
     for (let block = 0; block < count; block++) {
       // Was not read, and so is as it was; the image is looked at only to be healed.
       if (spec.heal === undefined && !isCandidate(spec, region, block)) continue;
       const isSame = sameChecksum(oldPage, block, newPage, block);
       const isSound = sameChecksum(oldPage, block, heldPage, block);
-      const isDenied = denied?.has(block) === true;
+      const isDenied = denied.has(block);
       if ((!isSound || isDenied) && block < oldCount) totals.damagedBlocks.push(region * REGION_BLOCKS + block);
-      if (isSame && isSound) continue;
+      if (isSame && isSound && !isDenied) continue;
       // Nobody has what it was.
       if (isSame && spec.holdsOnlyCandidates && !isCandidate(spec, region, block)) continue;
       const isHole = isZeroChecksum(heldPage, block) && !isDenied;
       if (isHole && !isZeroChecksum(newPage, block)) totals.growthBlocks++;
       if (isSame && spec.heal !== undefined) setBit(spec.heal, region * REGION_BLOCKS + block);
       else setBit(spec.changed, region * REGION_BLOCKS + block);
-      if (!isSame && block < oldCount && !(isHole && isZeroChecksum(oldPage, block))) saves++;
+      if ((!isSame || isDenied) && block < oldCount && !(isHole && isZeroChecksum(oldPage, block))) saves++;
     }
     spec.saves[region] = saves;
   };
 }
 
 /**
- * Of the blocks that are to be overwritten, those that have contents in the image though their checksum says that they are zeros: the
- * checksum has been lost. They go into history as what they are, which is damage, and never as the zeros that they are not. Uses
- * `scratch.other`.
+ * Of the blocks that are `looked` at, those that have contents in the image though their checksum, in `scratch.page`, says that they are
+ * zeros: the checksum has been lost. They are written anew, and go into history as what they are, which is damage, and never as the zeros
+ * that they are not. Uses `scratch.other`.
  */
 export function deniedBlocks(
   { files, scratch }: JobContext,
   region: number,
   count: number,
-  isOverwritten: (block: number) => boolean,
-): Set<number> {
+  isLooked: (block: number) => boolean,
+): ReadonlySet<number> {
   const image = needed(files.image, 'image');
   const denied = new Set<number>();
-  const isAsked = (block: number): boolean => isZeroChecksum(scratch.page, block) && isOverwritten(block);
+  const isAsked = (block: number): boolean => isZeroChecksum(scratch.page, block) && isLooked(block);
   for (const { start, end } of spansOf(count, isAsked)) {
     const offset = region * REGION_BYTES + start * BLOCK_SIZE_BYTES;
     const lengthBytes = (end - start) * BLOCK_SIZE_BYTES;

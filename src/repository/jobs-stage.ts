@@ -11,7 +11,7 @@ import {
   readPage,
   writeBlocks,
 } from './jobs-common.js';
-import { GAP_BLOCKS, readImagePage, readRegion, type SourceSpec } from './jobs-source.js';
+import { deniedBlocks, GAP_BLOCKS, readImagePage, readRegion, type SourceSpec } from './jobs-source.js';
 import { blocksInRegion, REGION_BLOCKS } from './layout.js';
 
 /** Reads blocks of the source, and puts aside those that are not as in the newest version, or were not in an earlier pass. */
@@ -46,7 +46,10 @@ export function stageJob(spec: StageSpec, context: JobContext): RegionTask {
     checksumsWhere(scratch.data, count, newPage, isRead);
     readPage(checksums, region, oldPage);
     if (spec.checkImage) readImagePage(context, region, blocksInRegion(region, spec.oldSizeBytes), imagePage);
-    const isSound = (block: number): boolean => !spec.checkImage || sameChecksum(oldPage, block, imagePage, block);
+    const oldCount = blocksInRegion(region, spec.oldSizeBytes);
+    const denied = spec.checkImage ? undefined : deniedBlocks(context, region, Math.min(count, oldCount), isRead);
+    const isSound = (block: number): boolean =>
+      spec.checkImage ? sameChecksum(oldPage, block, imagePage, block) : denied?.has(block) !== true;
     const written = new Uint8Array(REGION_BLOCKS);
     for (let block = 0; block < count; block++) {
       if (!isRead(block)) continue;

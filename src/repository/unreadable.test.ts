@@ -82,6 +82,7 @@ describe('a repository whose checksums were lost', () => {
       // Those that are overwritten, and those that are not: both are lost for the versions before.
       const next = Buffer.from(now);
       blockOf(next, from).fill(0x31);
+      if (how === 'in the middle') blockOf(next, from + 1).fill(0);
       // A list of what changed does not name the others.
       const candidates = how === 'at the end' ? differing(now, next) : undefined;
       const { damagedBlocks } = await backUpListed(files, next, candidates);

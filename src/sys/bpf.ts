@@ -189,8 +189,8 @@ export function openPinned(path: string): number | undefined {
 const ENOENT = 2;
 
 /**
- * What a hash map holds, which goes on being changed: entries that are there from the first call to the last are all in it. Keys and
- * values are of whole 64-bit words.
+ * What a hash map holds. Of one that is changed meanwhile not all may be seen, where that happens faster than it is walked through: all of
+ * it is seen when it stands still. Keys and values are of whole 64-bit words.
  */
 export function entriesOfHash(
   fd: number,
@@ -200,7 +200,7 @@ export function entriesOfHash(
   const next = new BigUint64Array(keyWords);
   let key: Uint8Array | null = null;
   // A key that is removed in between has the walk begin again: so it has an end.
-  for (let step = 0; step < 4 * entriesMax; step++) {
+  for (let step = 0; step < entriesMax; step++) {
     if (libbpf().nextKey(fd, key, new Uint8Array(next.buffer)) !== 0) {
       const errno = koffi.errno();
       if (errno === ENOENT) return found;

@@ -94,6 +94,15 @@ export function mountOf(path: string, mounts: readonly MountEntry[]): MountEntry
 }
 
 /**
+ * Mount points of FUSE file systems. A file there may be served by somebody who hangs, or by none any more: whoever must not wait does not
+ * look at it.
+ */
+export function fuseFiles(): Set<string> {
+  const fuse = ownMounts().filter(({ fsType }) => fsType.startsWith('fuse'));
+  return new Set(fuse.map(({ mountPoint }) => mountPoint));
+}
+
+/**
  * Whether a mount's own path leads to it: nothing is mounted over it, nor over a directory above it. `mounts`: all those of its
  * namespace, and maybe others.
  */

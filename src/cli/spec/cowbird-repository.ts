@@ -71,7 +71,10 @@ export const REPOSITORY_COMMANDS: readonly CommandSpec[] = [
         help: 'Make a version although blocks cannot be read. They are recorded, and hold what the version before had, or zeros.',
       },
       ...HOOKS,
-      WAIT,
+      {
+        ...WAIT,
+        help: 'Wait while another process has the repository or SOURCE, at most SECONDS; without a number as long as it takes. Default: give up at once.',
+      },
       JSON_OPTION,
     ],
     examples: [
