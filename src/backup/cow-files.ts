@@ -6,7 +6,7 @@
  * closed file has the list of what changed from its snapshot to the next one. It is kept until a version was made from a later
  * snapshot: then the next version's list is its own alone.
  */
-import { closeSync, lstatSync, openSync, readdirSync, statfsSync, unlinkSync } from 'node:fs';
+import { closeSync, constants, lstatSync, openSync, readdirSync, statfsSync, unlinkSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
 import { CowFormatError } from '../cow/errors.js';
 import { readCowFile } from '../cow/file.js';
@@ -131,7 +131,8 @@ function addClosed(bits: Uint8Array, places: CowPlaces, uuid: string, sequenceId
   ];
   for (const path of paths) {
     try {
-      const reader = new DirectReader(path);
+      // Names in a folder that others may write to prove nothing: who can make the file could leave blocks out.
+      const reader = new DirectReader(path, { own: true });
       try {
         const cow = readCowFile(reader, places.sizeBytes);
         requireClosed(cow.header, uuid, sequenceId);
@@ -223,7 +224,7 @@ function isCowFile(path: string): boolean {
 }
 
 function removeFile(path: string): void {
-  const fd = openSync(path, 'r');
+  const fd = openSync(path, constants.O_RDONLY + constants.O_NOFOLLOW);
   try {
     setImmutable(fd, false);
   } finally {

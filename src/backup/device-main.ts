@@ -134,11 +134,11 @@ async function main(start: DeviceStart): Promise<void> {
   const fuseFd = libc.open('/dev/fuse', libc.O_RDWR + libc.O_NONBLOCK);
   const phase = new Int32Array(new SharedArrayBuffer(4));
   const work: DeviceWork = { ...opened, fuseFd, phase, writable: start.writable };
-  const worker = new Worker(new URL('./device-worker.js', import.meta.url), { workerData: work });
-  await untilReady(worker);
-  const ended = new Promise<void>((resolve) => worker.once('exit', () => resolve()));
   const folder = makeDeviceFolder(start.runDir);
+  const worker = new Worker(new URL('./device-worker.js', import.meta.url), { workerData: work });
+  const ended = new Promise<void>((resolve) => worker.once('exit', () => resolve()));
   try {
+    await untilReady(worker);
     await untilEnded(bind(work, folder), folder, opened.version);
   } finally {
     enter(phase, Phase.END);

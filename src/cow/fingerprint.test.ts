@@ -42,6 +42,24 @@ describe('the fingerprint of an origin', () => {
     assert.equal(fingerprint(device), fingerprint(disk()));
   });
 
+  it('leaves out the COW file, which changes when it becomes clean', () => {
+    const own = [
+      { block: 24, count: 20 },
+      { block: (PARTITION_AT + 8192) / 4096, count: 1 },
+    ];
+    const of = (device: MemoryDevice): string =>
+      Buffer.from(originFingerprint(device, buffer, [0, PARTITION_AT], own)).toString('hex');
+    const device = disk();
+    const before = of(device);
+    for (const at of [24 * 4096, 31 * 4096 + 4095, PARTITION_AT + 8192]) device.bytes.writeUInt8(1, at);
+    assert.equal(of(device), before);
+    for (const at of [24 * 4096 - 1, PARTITION_AT + 8191, PARTITION_AT + 12_288]) {
+      const other = disk();
+      other.bytes.writeUInt8(1, at);
+      assert.notEqual(of(other), before, `${at}`);
+    }
+  });
+
   for (const { name, at, magic } of OPAQUE)
     it(`is another one each time where ${name} is, on the disk or a partition: its use leaves no trace there`, () => {
       for (const start of [0, PARTITION_AT]) {

@@ -15,6 +15,7 @@ import { createHash, randomBytes } from 'node:crypto';
 import type { BlockDevice, IoBuffer } from '../block/device.js';
 import { type FreezableKind, HEAD_BYTES, leavesNoTrace, signatureOf } from '../block/signature.js';
 
+const BLOCK_BYTES = 4096;
 const SECTOR_BYTES = 512;
 const XFS_MAGIC = 0x58465342;
 const XFS = { blockSize: 4, logStart: 48, agBlocks: 84, logBlocks: 96, agBlocksLog: 124 } as const;
@@ -24,19 +25,40 @@ const FINGERPRINT_BYTES = 32;
 
 /**
  * SHA-256 over the parts named above. `buffer` holds at least 128 KiB; `starts` are the bytes at which file systems may begin,
- * ascending, the first of them 0.
+ * ascending, the first of them 0; `own` is the COW file itself.
  */
-export function originFingerprint(device: BlockDevice, buffer: IoBuffer, starts: readonly number[] = [0]): Uint8Array {
+export function originFingerprint(
+  device: BlockDevice,
+  buffer: IoBuffer,
+  starts: readonly number[] = [0],
+  own: readonly OwnBlocks[] = [],
+): Uint8Array {
   const hash = createHash('sha256');
-  for (const start of starts) if (start < device.sizeBytes) hashPlace(hash, device, buffer, start);
+  for (const start of starts) if (start < device.sizeBytes) hashPlace(hash, device, buffer, { start, own });
   return hash.digest();
+}
+
+/** Blocks of 4096 bytes of the COW file, where it is on the device: they change when it becomes clean, and count as zeros. */
+export interface OwnBlocks {
+  block: number;
+  count: number;
 }
 
 type Hash = ReturnType<typeof createHash>;
 
-function hashPlace(hash: Hash, device: BlockDevice, buffer: IoBuffer, start: number): void {
+function hashPlace(
+  hash: Hash,
+  device: BlockDevice,
+  buffer: IoBuffer,
+  { start, own }: { start: number; own: readonly OwnBlocks[] },
+): void {
   const lengthBytes = Math.min(HEAD_BYTES, device.sizeBytes - start);
   device.read(buffer, 0, lengthBytes, start);
+  for (const { block, count } of own) {
+    const from = Math.max(0, block * BLOCK_BYTES - start);
+    const end = Math.min(lengthBytes, (block + count) * BLOCK_BYTES - start);
+    if (end > from) buffer.bytes.fill(0, from, end);
+  }
   if (start > 0) hash.update(`at ${start}`);
   hash.update(buffer.bytes.subarray(0, lengthBytes));
   const head = Buffer.from(buffer.bytes.subarray(0, lengthBytes));
@@ -69,9 +91,9 @@ function xfsLog(head: Buffer): XfsLog | undefined {
 
 /** Finds the first sector whose cycle differs from the first one's, and hashes the sectors before it. */
 function hashLogHead(hash: Hash, device: BlockDevice, buffer: IoBuffer, log: XfsLog): void {
-  const view = new DataView(buffer.bytes.buffer, buffer.bytes.byteOffset, SECTOR_BYTES);
   const cycleAt = (sector: number): number => {
-    device.read(buffer, 0, SECTOR_BYTES, log.offset + sector * SECTOR_BYTES);
+    const at = readAround(device, buffer, log.offset + sector * SECTOR_BYTES, SECTOR_BYTES);
+    const view = new DataView(buffer.bytes.buffer, buffer.bytes.byteOffset + at, SECTOR_BYTES);
     // A record's header begins with a magic number and has the cycle behind it; any other sector begins with the cycle.
     return view.getUint32(0) === XLOG_HEADER_MAGIC ? view.getUint32(4) : view.getUint32(0);
   };
@@ -86,8 +108,16 @@ function hashLogHead(hash: Hash, device: BlockDevice, buffer: IoBuffer, log: Xfs
   hash.update(`log head ${firstCycle}:${high}`);
   const from = Math.max(0, high - LOG_TAIL_SECTORS);
   const lengthBytes = (high - from) * SECTOR_BYTES;
-  device.read(buffer, 0, lengthBytes, log.offset + from * SECTOR_BYTES);
-  hash.update(buffer.bytes.subarray(0, lengthBytes));
+  const at = readAround(device, buffer, log.offset + from * SECTOR_BYTES, lengthBytes);
+  hash.update(buffer.bytes.subarray(at, at + lengthBytes));
+}
+
+/** Reads whole blocks around what is wanted, for disks whose sectors are that large; returns where in the buffer it begins. */
+function readAround(device: BlockDevice, buffer: IoBuffer, offset: number, lengthBytes: number): number {
+  const at = offset % BLOCK_BYTES;
+  const end = Math.ceil((offset + lengthBytes) / BLOCK_BYTES) * BLOCK_BYTES;
+  device.read(buffer, 0, Math.min(end, device.sizeBytes) - (offset - at), offset - at);
+  return at;
 }
 
 /** The file system that a device's first blocks announce, of those that a snapshot freezes. */

@@ -57,7 +57,7 @@ export async function makeClean(context: EngineContext, target: Tracked): Promis
         goClean(tracer, {
           store: storeOf(target),
           buffer,
-          fingerprint: () => originFingerprint(volume.origin, buffer, starts),
+          fingerprint: () => originFingerprint(volume.origin, buffer, starts, snapshot.store.extents),
           header: (changedBlocks, fingerprint) => {
             // The series is saved first: without the header it is only a promise, the header without it is of no use.
             saveSeries(context, volume, { fingerprint, starts });

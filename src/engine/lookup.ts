@@ -20,6 +20,21 @@ export function mountsOn(node: string, mounts: readonly MountEntry[] = allMounts
   return mounts.filter((entry) => numbers.has(entry.device) || sources.has(entry.source));
 }
 
+/** The volume itself or a partition of it, by where it begins: what a file system with a COW file is on. */
+export function partAt(node: string, startBytes: number): { number: string; node: string } | undefined {
+  // A partition's own number comes behind that of the disk; one that begins where the disk does is none.
+  const part = deviceNumbersOn(node).find((each) => each.startBytes === startBytes);
+  return part === undefined ? undefined : { number: part.number, node: `/dev/${part.name}` };
+}
+
+/** The mount by which a COW file on the volume can be looked at: ours, the whole of its own file system, and reached by its path. */
+export function storeMount(node: string, startBytes: number, mounts: readonly MountEntry[]): MountEntry | undefined {
+  const number = partAt(node, startBytes)?.number;
+  return mounts.find(
+    (entry) => entry.device === number && entry.pid === 0 && entry.root === '/' && isReachable(entry, mounts),
+  );
+}
+
 /** Whether a volume is in use for writing: some file system on it is mounted read-write somewhere. */
 export function isMountedWritable(entries: readonly MountEntry[]): boolean {
   return entries.some((entry) => !entry.readOnlySuper);

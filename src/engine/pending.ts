@@ -28,13 +28,14 @@ import { rmSync } from 'node:fs';
 import { dataOffsetBytes } from '../cow/geometry.js';
 import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
+import { allMounts } from '../sys/mounts.js';
 import { SwitchState, Word } from '../tracer/layout.js';
 import { applySwitch, markOtherView, type Switch } from '../tracer/switches.js';
 import { currentRequestId, type EngineContext, type Undo, undoing, withHelper } from './context.js';
 import { failPoint } from './fail-points.js';
 import { removeFreeBlocks, saveFreeBlocks } from './free-blocks.js';
 import type { StoreFile } from './helper-calls.js';
-import { mountsOn } from './lookup.js';
+import { partAt } from './lookup.js';
 import type { PendingOperation, SnapshotRecord } from './records.js';
 import { seriesPath } from './saved-state.js';
 import { saveSeries } from './series.js';
@@ -325,11 +326,12 @@ async function removeOrRelease(
   if (file.path === '') return;
   // It never had the attribute.
   if (leaveFile && old.store.kind === 'device') return;
-  const { node } = volume.record.device;
+  const part = partAt(volume.record.device.node, old.startBytes);
+  const node = part?.node ?? volume.record.device.node;
   await withHelper(context, async (helper) => {
     if (!leaveFile) {
       if ((await helper.call('isStore', { file })).present) await helper.call('unlinkStore', { file });
-    } else if (mountsOn(node).length > 0) {
+    } else if (allMounts().some(({ device }) => device === part?.number)) {
       await helper.call('setImmutable', { file, immutable: false });
     } else {
       await helper.call('clearImmutableUnmounted', { node, fsType: old.fsType, pathInside: old.cowFile, file });

@@ -97,7 +97,8 @@ function recordFor(
     storeBytes: saved?.storeBytes ?? 0,
     startBytes: saved?.startBytes ?? 0,
     fsType: saved?.fsType ?? '',
-    fallocateBytes: saved?.storeBytes ?? 0,
+    // A closed file has its list only: the next one has the usual size, unless another one is given.
+    fallocateBytes: mode === 'incremental' ? 0 : (saved?.storeBytes ?? 0),
     cacheBytes:
       params.cacheBytes === undefined || params.cacheBytes === 0
         ? (saved?.cacheBytes ?? DEFAULT_CACHE_BYTES)
@@ -129,7 +130,7 @@ async function goOnWith(
       return saveRecord(context, volume);
     });
     if (saved.store.kind === 'device') {
-      const { storeFd, ownFd, sizeBytes } = await openElsewhere(context, undo, snapshot.file);
+      const { storeFd, ownFd, sizeBytes } = await openElsewhere(context, undo, volume, snapshot.file);
       if (sizeBytes < saved.store.placeCount * BLOCK_BYTES)
         throw new CowbirdError('EINVAL', `${saved.file.path} has ${sizeBytes} bytes, and had ${saved.storeBytes}`);
       snapshot.storeFd = storeFd;
@@ -184,7 +185,7 @@ async function verifyAndLoad(
         uuid: Buffer.from(saved.uuid, 'hex'),
         sequenceId: saved.sequenceId,
         requireHeader: (header) => requireHeader(header, saved),
-        fingerprint: () => originFingerprint(volume.origin, buffer, saved.starts),
+        fingerprint: () => originFingerprint(volume.origin, buffer, saved.starts, saved.store.extents),
         expectedFingerprint: Buffer.from(saved.fingerprint, 'hex'),
         firstPlace: dataOffsetBytes(volume.blockCount) / BLOCK_BYTES,
         endPlace: saved.store.placeCount,

@@ -4,6 +4,7 @@ import { messageOf } from '../sys/errors.js';
 import { countBits } from '../tracer/layout.js';
 import { type EngineContext, withHelper } from './context.js';
 import type { SnapshotRecord } from './records.js';
+import { writeTimeMs } from './store-setup.js';
 import { headerFor } from './tracking.js';
 import type { Volume } from './volume.js';
 
@@ -26,8 +27,10 @@ export async function closeOldFile(
     dataOffsetBytes: dataOffsetBytes(volume.blockCount),
     header: header.toString('base64'),
   };
+  // The next snapshot is there by then: each block of the list is read, saved and written.
+  const timeoutMs = CLOSE_TIMEOUT_MS + writeTimeMs(3 * params.dataOffsetBytes);
   try {
-    await withHelper(context, (helper) => helper.call('closeStore', params, CLOSE_TIMEOUT_MS));
+    await withHelper(context, (helper) => helper.call('closeStore', params, timeoutMs));
     return undefined;
   } catch (error) {
     context.emit({ event: 'store.close', level: 'error', message: messageOf(error), minor: old.minor });

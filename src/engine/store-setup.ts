@@ -78,7 +78,8 @@ export async function prepareStore(
       path: request.path,
       node: volume.record.device.node,
       sizeBytes: wanted,
-      indexBytes,
+      // The block of zeros too: what is written by address behind the file system's back must have been marked before.
+      indexBytes: indexBytes + zeroPlaces * BLOCK_BYTES,
       onVolumeOnly: request.onVolumeOnly,
       volumeNodes: attachedRecords(context).map(({ device }) => device.node),
     },
@@ -97,7 +98,7 @@ export async function prepareStore(
   const base = { file, sizeBytes: created.sizeBytes, startBytes: created.startBytes };
   if (created.kind === 'device') {
     const config: StoreConfig = { kind: 'device', extents: [], slots, placeCount, ...zero };
-    const { storeFd, ownFd, sizeBytes: openedBytes } = await openElsewhere(context, undo, file);
+    const { storeFd, ownFd, sizeBytes: openedBytes } = await openElsewhere(context, undo, volume, file);
     if (openedBytes < placeCount * BLOCK_BYTES)
       throw new CowbirdError('EIO', `${created.path} is shorter than it was made`, { outcome: 'failed' });
     return { ...base, storeFd, ownFd, config, fsType: '', cowFile: created.path };

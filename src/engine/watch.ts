@@ -6,11 +6,11 @@
  * mount. `info` looks itself at the moment of the call.
  */
 import { codeOf, messageOf } from '../sys/errors.js';
-import { allMounts, type MountEntry } from '../sys/mounts.js';
+import { allMounts, isReachable, type MountEntry } from '../sys/mounts.js';
 import { HeaderState, Word } from '../tracer/layout.js';
 import { dropTrust, makeClean } from './cleaning.js';
 import { type EngineContext, withHelper } from './context.js';
-import { mountsOn } from './lookup.js';
+import { mountsOn, storeMount } from './lookup.js';
 import { currentState, isActive, openSnapshotDevice, RAW, saveRecord, type Tracked } from './tracking.js';
 import { lookForStore, type Moved } from './whereabouts.js';
 
@@ -151,14 +151,19 @@ export class Watch {
   }
 
   async #isMissing({ volume, snapshot }: Tracked, mounts: readonly MountEntry[]): Promise<boolean> {
-    const mount = mountsOn(volume.record.device.node, mounts).find((entry) => entry.pid === 0 && entry.root === '/');
-    if (mount === undefined) return true;
-    const file = { path: `${mount.mountPoint}${snapshot.cowFile}`, dev: 0, ino: 0 };
-    const error = await withHelper(this.#context, (helper) => helper.call('extents', { file, sizeBytes: 0 })).then(
-      () => undefined,
-      (reason: unknown) => reason,
+    const entries = mountsOn(volume.record.device.node, mounts).filter(
+      (entry) => entry.pid === 0 && entry.root === '/' && isReachable(entry, mounts),
     );
-    return error !== undefined && messageOf(error).includes('ENOENT');
+    // Of a file that is not known it is not known either on which of the volume's file systems it is.
+    for (const { mountPoint } of entries) {
+      const file = { path: `${mountPoint}${snapshot.cowFile}`, dev: 0, ino: 0 };
+      const error = await withHelper(this.#context, (helper) => helper.call('extents', { file, sizeBytes: 0 })).then(
+        () => undefined,
+        (reason: unknown) => reason,
+      );
+      if (error === undefined || !messageOf(error).includes('ENOENT')) return false;
+    }
+    return true;
   }
 
   /**
@@ -169,12 +174,12 @@ export class Watch {
   async #compareExtents(target: Tracked, mounts: readonly MountEntry[], key: string): Promise<boolean> {
     const { volume, snapshot } = target;
     if (snapshot.store.kind !== 'origin' || volume.memory.get(Word.FAILED) !== 0) return true;
-    const mount = mountsOn(volume.record.device.node, mounts).find((entry) => entry.pid === 0 && entry.root === '/');
-    // Mounted in another namespace only, or a part of it: nobody here can look. Writes into the store are still noticed.
+    const { node } = volume.record.device;
+    const mount = storeMount(node, snapshot.startBytes, mounts);
+    // Mounted in another namespace only, or a part of it, or under another one: nobody here can look. Writes into the store are still noticed.
     if (mount === undefined) return true;
     if ((this.#unseen.get(key)?.againMs ?? 0) > Date.now()) return false;
-    const isStillThere = (): boolean =>
-      mountsOn(volume.record.device.node).some(({ pid, mountPoint }) => pid === 0 && mountPoint === mount.mountPoint);
+    const isStillThere = (): boolean => storeMount(node, snapshot.startBytes, allMounts())?.id === mount.id;
     const path = `${mount.mountPoint === '/' ? '' : mount.mountPoint}${snapshot.cowFile}`;
     for (let look = 1; ; look++) {
       try {

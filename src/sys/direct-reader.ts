@@ -3,9 +3,9 @@
  * everything that judges or copies is read with O_DIRECT; where a file system has none, its clean cached pages are dropped
  * before the first read.
  */
-import { fstatSync } from 'node:fs';
+import { constants, fstatSync, type Stats } from 'node:fs';
 import { blockDeviceSizeBytes } from './blkdev.js';
-import { assert, errnoOfError, SystemError } from './errors.js';
+import { assert, CowbirdError, errnoOfError, SystemError } from './errors.js';
 import * as libc from './libc.js';
 
 const ENOTBLK = 15;
@@ -26,13 +26,15 @@ export class DirectReader {
   /** Undefined: closed. A view on memory that was given back may not be touched. */
   #memory: libc.Mapping | undefined;
 
-  constructor(path: string) {
+  /** `own`: only a file that nobody but this process's user can have made or written, and no link to one. */
+  constructor(path: string, { own = false } = {}) {
     let direct = true;
+    const flags = FLAGS + (own ? constants.O_NOFOLLOW : 0);
     try {
-      this.#fd = libc.open(path, FLAGS + libc.O_DIRECT);
+      this.#fd = libc.open(path, flags + libc.O_DIRECT);
     } catch (error) {
       if (errnoOfError(error) !== EINVAL) throw error;
-      this.#fd = libc.open(path, FLAGS);
+      this.#fd = libc.open(path, flags);
       direct = false;
     }
     this.isDirect = direct;
@@ -41,6 +43,14 @@ export class DirectReader {
     if (!stats.isFile() && !stats.isBlockDevice()) {
       libc.close(this.#fd);
       throw new SystemError('open', ENOTBLK, `${path}, which is neither a file nor a block device`);
+    }
+    if (own) {
+      try {
+        requireOwn(path, stats);
+      } catch (error) {
+        libc.close(this.#fd);
+        throw error;
+      }
     }
     this.lengthBytes = stats.isFile() ? stats.size : blockDeviceSizeBytes(this.#fd);
     if (!direct) libc.dropCache(this.#fd);
@@ -74,4 +84,13 @@ export class DirectReader {
     this.#memory = undefined;
     libc.close(this.#fd);
   }
+}
+
+function requireOwn(path: string, { uid, mode }: Stats): void {
+  const othersWrite = [0o020, 0o002].some((bit) => Math.floor(mode / bit) % 2 === 1);
+  if (uid === process.geteuid?.() && !othersWrite) return;
+  throw new CowbirdError(
+    'EACCES',
+    `${path} can have been written by others (user ${uid}, mode ${(mode % 0o1000).toString(8)})`,
+  );
 }

@@ -205,10 +205,12 @@ export class Tracer {
     const lengthBytes = Math.min(end - position, span);
     const first = Math.floor(position / BLOCK_BYTES);
     const last = Math.floor((position + lengthBytes - 1) / BLOCK_BYTES);
-    if (this.memory.nextUnmarked(first, last + 1) > last) {
+    if (
+      this.memory.nextUnmarked(first, last + 1) > last ||
+      !(yield* this.#readToScratch(context, position, lengthBytes))
+    ) {
       yield* this.#beforeWrite(context, position, lengthBytes);
     } else {
-      yield { kind: 'read', device: this.origin, buffer: scratch, at: 0, lengthBytes, offset: position };
       // Saving uses the same scratch memory, so the runs are found before the first of them is saved.
       for (const run of nonZeroRuns(scratch.bytes.subarray(0, lengthBytes), position)) {
         yield* this.#beforeWrite(context, run.offset, run.lengthBytes);
@@ -216,6 +218,16 @@ export class Tracer {
     }
     yield { kind: 'zero', device: this.origin, lengthBytes, offset: position, unmap };
     return position + lengthBytes;
+  }
+
+  /** False where it cannot be read: that is no reason to refuse what is written over it. */
+  *#readToScratch({ scratch }: RequestContext, offset: number, lengthBytes: number): Steps<boolean> {
+    try {
+      yield { kind: 'read', device: this.origin, buffer: scratch, at: 0, lengthBytes, offset };
+      return true;
+    } catch {
+      return false;
+    }
   }
 
   /** Passes a flush on. Nothing of ours is waited for: a snapshot's durability is not the user's flush. */
