@@ -288,6 +288,27 @@ describe('a failure of the store', () => {
     assert.throws(() => snapshotOf(world), { code: 'EIO' });
   });
 
+  it('when old contents cannot be read fails the snapshot, never a discard over them (I1, I3)', () => {
+    for (const mode of [Mode.SNAPSHOT, Mode.INCREMENTAL]) {
+      const world = worldOf(20 * BLOCK_BYTES);
+      fillWith(world.origin.bytes, 20 * BLOCK_BYTES, randomOf(6));
+      const { config, device } = deviceStore(9);
+      beginSnapshot(world, config, device);
+      world.memory.set(Word.MODE, mode);
+      world.origin.failReads = true;
+      runSteps(
+        world.tracer.zero({ worker: 0, scratch: bufferOf(16 * BLOCK_BYTES) }, 2 * BLOCK_BYTES, 3 * BLOCK_BYTES, true),
+        noWait,
+      );
+      assert.ok(world.origin.bytes.subarray(2 * BLOCK_BYTES, 5 * BLOCK_BYTES).every((byte) => byte === 0));
+      assert.deepEqual(
+        [1, 2, 4, 5].map((block) => world.memory.isMarked(block)),
+        [false, true, true, false],
+      );
+      assert.equal(world.memory.get(Word.FAILED), mode === Mode.SNAPSHOT ? 5 : 0);
+    }
+  });
+
   it('when it cannot be written fails the snapshot, never the write', () => {
     const world = worldOf(20 * BLOCK_BYTES);
     const { config, device } = deviceStore(9);
