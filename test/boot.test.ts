@@ -223,7 +223,6 @@ describe('the daemon under its unit', { skip: CANNOT }, () => {
       cwd: '/',
     });
     const ended = new Promise<number | null>((done) => child.once('exit', done));
-    child.unref();
     let message = '';
     await until('the daemon says that it is ready', () => {
       message ||= socket.receive();

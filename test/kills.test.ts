@@ -42,7 +42,7 @@ describe('an engine that ends', { skip: CANNOT, concurrency: 2 }, () => {
   ] as const;
   for (const [i, [mode, fsType, rounds]] of WRITES.entries()) {
     it(`in the write path, in ${mode} mode on ${fsType}: it costs a pause, no error and no byte`, (t) =>
-      killsInWrites(t, { fsType, mode, minor: 184 + i, rounds, randomKills: 3 }));
+      killsInWrites(t, { fsType, mode, minor: 184 + i, rounds, randomKills: 2 }));
   }
 
   it('in the middle of an attach or a detach leaves it done, and no trace of a half one', attachesAndDetaches);

@@ -16,6 +16,7 @@ import { deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import { lockHolders } from '../sys/lock-holders.js';
+import { allMounts, isReachable } from '../sys/mounts.js';
 import { type CowPlaces, isOwnCowFile } from './cow-files.js';
 import { contentOf, signatureOfNode } from './node-signature.js';
 import { placeOfDevice } from './scan-source.js';
@@ -166,9 +167,19 @@ export function cowPlaces(
   current: string | undefined,
   client: ClientOptions,
 ): CowPlaces {
-  const mount = mountsOn(volume.device).find(
-    ({ pid, root, fsType, readOnlySuper, readOnlyMount }) =>
-      pid === 0 && root === '/' && HOLDS_STORE.has(fsType) && !readOnlySuper && !readOnlyMount,
+  const mounts = allMounts();
+  // Of several file systems the same one each time, whichever was mounted first.
+  const byNumber = mountsOn(volume.device, mounts).sort((a, b) =>
+    a.device.localeCompare(b.device, 'en', { numeric: true }),
+  );
+  const mount = byNumber.find(
+    (entry) =>
+      entry.pid === 0 &&
+      entry.root === '/' &&
+      HOLDS_STORE.has(entry.fsType) &&
+      !entry.readOnlySuper &&
+      !entry.readOnlyMount &&
+      isReachable(entry, mounts),
   );
   const usual = join(pathsFrom(client.env ?? process.env).stateDir, 'cow');
   const elsewhere = cow === undefined ? usual : resolve(cow);

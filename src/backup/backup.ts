@@ -35,11 +35,11 @@ import { finishVersion } from './finish-version.js';
 import { LiveDisk, type LiveOptions, openLiveSource, startFreezer } from './live-backup.js';
 import { isForLive, liveOptionsOf, liveRequest, withLive } from './live-choice.js';
 import { openOptions, type RepositoryOptions, withRepository } from './repository-at.js';
-import { lockImage, type OpenSource, openScanSource, realPathOf } from './scan-source.js';
+import { isUsedForLong, lockImage, type OpenSource, openScanSource, realPathOf } from './scan-source.js';
 import type { Hooks } from './snapshots.js';
 import { openUnmountedSource } from './unmounted-source.js';
 
-const CLAIM_AGAIN_MS = 100;
+const CLAIM_AGAIN_MS = 250;
 
 export interface BackupOptions extends RepositoryOptions {
   /**
@@ -97,12 +97,14 @@ export interface BackupSummary {
  *
  * @throws {CowbirdError} with `refused` when nothing was changed; the versions that there were are untouched in any case.
  */
-export async function backup(named: string, repository: string, options: BackupOptions = {}): Promise<BackupSummary> {
+export async function backup(named: string, repository: string, given: BackupOptions = {}): Promise<BackupSummary> {
+  const options = withDeadline(given);
   const path = resolve(repository);
   const engine = options.engine ?? 'auto';
   const { attached, source } = await driverVolume(named, engine, options.client ?? {});
   if (attached !== undefined) return backupAttached(attached, path, options);
-  if (isForLive(source, path, options)) return backupLive(source, path, options);
+  if (await patiently(source, options, () => isForLive(source, path, options)))
+    return backupLive(source, path, options);
   return backupScanned(source, path, options);
 }
 
@@ -110,14 +112,13 @@ export async function backup(named: string, repository: string, options: BackupO
  * An image file, or a disk that nobody uses. It is claimed from the beginning; while others are waited for it is not, for whoever has the
  * repository has the source as well.
  */
-async function backupScanned(named: string, path: string, given: BackupOptions): Promise<BackupSummary> {
-  const options = withDeadline(given);
-  const isPatient = options.waitMs > 0;
+async function backupScanned(named: string, path: string, options: BackupOptions): Promise<BackupSummary> {
+  const isPatient = (options.waitMs ?? 0) > 0;
   const first = isPatient ? undefined : openApart(named, path);
   if (isPatient) requirePossible(named, path);
   try {
     return await withNewRepository(path, options, async (held, pool) => {
-      const opened = first ?? (await claimed(named, path, options));
+      const opened = first ?? (await patiently(named, options, () => openApart(named, path)));
       try {
         requireSameSource(held, opened.identity, opened.sizeBytes);
         const reason = options.engine === 'scan' ? 'scan was asked for' : 'nothing tracks the changes of this source';
@@ -146,17 +147,24 @@ export function withDeadline(options: BackupOptions): BackupOptions & { readonly
 /** What can be told before the source is claimed. */
 function requirePossible(named: string, path: string): void {
   const real = realPathOf(named);
-  const kind = statSync(real).isFile() ? 'file' : 'device';
-  requireApart({ kind, path: real, place: real, content: null }, path);
+  const stats = statSync(real);
+  // It says what is wrong with it.
+  if (!stats.isFile() && !stats.isBlockDevice()) openScanSource(named).close();
+  requireApart({ kind: stats.isFile() ? 'file' : 'device', path: real, place: real, content: null }, path);
 }
 
-/** @throws {CowbirdError} EBUSY when it is still in use at the end of the time. */
-async function claimed(named: string, path: string, options: BackupOptions): Promise<OpenSource> {
+/**
+ * Does something with a source that another backup may have at the moment, again and again as long as the time lasts.
+ *
+ * @throws {CowbirdError} EBUSY when it is still in use then; at once where it is mounted or behind a loop device.
+ */
+export async function patiently<T>(named: string, options: BackupOptions, attempt: () => T): Promise<T> {
   for (;;) {
     try {
-      return openApart(named, path);
+      return attempt();
     } catch (error) {
-      if ((options.waitMs ?? 0) === 0 || codeOf(errnoOfError(error)) !== 'EBUSY') throw error;
+      const isWaitedFor = (options.waitMs ?? 0) > 0 && codeOf(errnoOfError(error)) === 'EBUSY' && !isUsedForLong(named);
+      if (!isWaitedFor) throw error;
     }
     requireGoingOn(options.signal);
     await pause(CLAIM_AGAIN_MS);
@@ -199,8 +207,7 @@ async function backupLive(named: string, path: string, options: BackupOptions): 
 }
 
 /** An attached volume: by a snapshot where it is in use, claimed where it is not. */
-async function backupAttached(found: AttachedSource, path: string, given: BackupOptions): Promise<BackupSummary> {
-  const options = withDeadline(given);
+async function backupAttached(found: AttachedSource, path: string, options: BackupOptions): Promise<BackupSummary> {
   const client = options.client ?? {};
   requireOffVolume(found, path, realPathOfNew(path).existing);
   await ownTracking(found.volume, client);

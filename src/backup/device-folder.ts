@@ -56,9 +56,23 @@ export function removeDevice(folder: string): void {
 /** Another process may have the number by now: then something stays that does no harm. */
 function isServing(pid: string): boolean {
   try {
-    return readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes(PROGRAM);
+    const line = readFileSync(`/proc/${pid}/cmdline`, 'utf8');
+    return line === '' ? isEnding(pid) : line.includes(PROGRAM);
   } catch (error) {
     if (GONE.includes(errnoOfError(error))) return false;
     throw error;
   }
+}
+
+const PF_EXITING_BIT = 2;
+
+/**
+ * Whether a process without a command line is ending: its memory goes before its files, with which it has the repository's lock, and
+ * those are all its threads' (proc_pid_stat(5): state, flags).
+ */
+function isEnding(pid: string): boolean {
+  const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
+  const [state, , , , , , flags] = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+  const isExiting = Math.floor(Number(flags) / 2 ** PF_EXITING_BIT) % 2 === 1;
+  return isExiting && (state !== 'Z' || readdirSync(`/proc/${pid}/task`).length > 1);
 }

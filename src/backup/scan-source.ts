@@ -103,17 +103,18 @@ export function realPathOf(path: string): string {
   }
 }
 
+/** Whether a source has a user that does not go by itself: it is mounted, or behind a loop device. */
+export function isUsedForLong(named: string): boolean {
+  const real = realPathOf(named);
+  const stats = statSync(real);
+  if (!stats.isBlockDevice()) return loopOn(real) !== undefined;
+  const numbers = deviceNumbersOn(real).map(({ number }) => number);
+  return allMounts().some(({ device }) => numbers.includes(device));
+}
+
 /** Keeps QEMU, another Cowbird and loop devices away from an image. Returns how to let them in again. */
 export function lockImage(path: string): () => void {
-  const file = statSync(path);
-  const served = fuseFiles();
-  // By the file: it may have several names, and be reached through several mounts.
-  const loop = boundLoops().find(({ backingFile }) => {
-    if (backingFile === path) return true;
-    if (served.has(backingFile)) return false;
-    const backing = statOptional(backingFile);
-    return backing?.ino === file.ino && backing.dev === file.dev;
-  });
+  const loop = loopOn(path);
   if (loop !== undefined)
     throw new CowbirdError(
       'EBUSY',
@@ -126,6 +127,18 @@ export function lockImage(path: string): () => void {
     'EBUSY',
     `${path} is locked by another program, such as QEMU or another Cowbird: end that first`,
   );
+}
+
+/** By the file: it may have several names, and be reached through several mounts. */
+function loopOn(path: string): { node: string } | undefined {
+  const file = statSync(path);
+  const served = fuseFiles();
+  return boundLoops().find(({ backingFile }) => {
+    if (backingFile === path) return true;
+    if (served.has(backingFile)) return false;
+    const backing = statOptional(backingFile);
+    return backing?.ino === file.ino && backing.dev === file.dev;
+  });
 }
 
 /** A name that is gone, or lies in another mount namespace, tells nothing. */

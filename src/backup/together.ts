@@ -31,6 +31,7 @@ import {
   type Chosen,
   holdsFileSystem,
   lockRepositoryImage,
+  patiently,
   versionOptions,
   withDeadline,
 } from './backup.js';
@@ -100,10 +101,10 @@ export async function backupTogether(
     const byVolume = [...works].sort((a, b) => (volumeOf(a) < volumeOf(b) ? -1 : 1));
     for (const { attached } of byVolume)
       if (attached !== undefined) cleanups.push(await lockVolume(attached, client, openOptions(options)));
-    if (options.waitMs === 0) for (const work of works) claim(work, cleanups);
+    if (options.waitMs === 0) for (const work of works) await claim(work, options, cleanups);
     const byPath = [...works].sort((a, b) => (a.path < b.path ? -1 : 1));
     for (const work of byPath) await openRepository(work, options, cleanups);
-    for (const work of works) claim(work, cleanups);
+    for (const work of works) await claim(work, options, cleanups);
     for (const work of works) requireKnown(work);
     const pool = new WorkerPool();
     cleanups.push(() => pool.close());
@@ -137,7 +138,7 @@ async function lookUp(pair: BackupPair, options: BackupOptions): Promise<Work> {
     requireOffVolume(attached, pair.repository, existing);
     await ownTracking(attached.volume, client);
   }
-  const isLive = attached === undefined && isForLive(source, real, options);
+  const isLive = attached === undefined && (await patiently(source, options, () => isForLive(source, real, options)));
   const none = { scanned: undefined, held: undefined, driver: undefined, live: undefined };
   return { pair, node: source, path: real, attached, isLive, ...none, source: undefined, chosen: undefined };
 }
@@ -169,9 +170,9 @@ function volumeOf({ attached }: Work): string {
 }
 
 /** Keeps everybody from a source that is neither attached nor in use. Where repositories are waited for, whoever has one has it too. */
-function claim(work: Work, cleanups: Cleanups): void {
+async function claim(work: Work, options: BackupOptions, cleanups: Cleanups): Promise<void> {
   if (work.attached !== undefined || work.isLive || work.scanned !== undefined) return;
-  const scanned = openScanSource(work.node);
+  const scanned = await patiently(work.node, options, () => openScanSource(work.node));
   cleanups.push(() => scanned.close());
   requireApart(scanned.identity, work.path);
   work.scanned = scanned;

@@ -93,7 +93,7 @@ function describeOrigin(path: string, fd: number, isFile: boolean, writable: boo
  * The least that can be read past the page cache of a file: its file system's disk may have larger sectors than 512 bytes. A kernel that
  * does not say it refuses to read less, unless it is of a hole.
  */
-export function transferBytes(fd: number): number {
+function transferBytes(fd: number): number {
   const told = directAlignment(fd);
   if (told !== undefined && told > 0) return told > SECTOR_BYTES ? BLOCK_BYTES : SECTOR_BYTES;
   const memory = libc.mapPages(BLOCK_BYTES);

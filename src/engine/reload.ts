@@ -130,7 +130,7 @@ async function goOnWith(
       return saveRecord(context, volume);
     });
     if (saved.store.kind === 'device') {
-      const { storeFd, ownFd, sizeBytes } = await openElsewhere(context, undo, volume, snapshot.file);
+      const { storeFd, ownFd, sizeBytes } = await openElsewhere(context, undo, snapshot.file);
       if (sizeBytes < saved.store.placeCount * BLOCK_BYTES)
         throw new CowbirdError('EINVAL', `${saved.file.path} has ${sizeBytes} bytes, and had ${saved.storeBytes}`);
       snapshot.storeFd = storeFd;

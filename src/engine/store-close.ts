@@ -1,5 +1,5 @@
 /** The file of a sequence that has ended: its list of changes, written through the file system. */
-import { dataOffsetBytes } from '../cow/geometry.js';
+import { BLOCK_SIZE_BYTES, dataOffsetBytes } from '../cow/geometry.js';
 import { messageOf } from '../sys/errors.js';
 import { countBits } from '../tracer/layout.js';
 import { type EngineContext, withHelper } from './context.js';
@@ -28,7 +28,8 @@ export async function closeOldFile(
     header: header.toString('base64'),
   };
   // The next snapshot is there by then: each block of the list is read, saved and written.
-  const timeoutMs = CLOSE_TIMEOUT_MS + writeTimeMs(3 * params.dataOffsetBytes);
+  const listBytes = Math.min(params.dataOffsetBytes, (changedBlocks + 1) * BLOCK_SIZE_BYTES);
+  const timeoutMs = CLOSE_TIMEOUT_MS + writeTimeMs(3 * listBytes);
   try {
     await withHelper(context, (helper) => helper.call('closeStore', params, timeoutMs));
     return undefined;

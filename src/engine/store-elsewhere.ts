@@ -1,12 +1,9 @@
 /** COW files elsewhere: the keeper opens and holds them, by a path that was looked at before. */
 import { fstatSync } from 'node:fs';
-import { CowbirdError } from '../sys/errors.js';
 import * as libc from '../sys/libc.js';
 import type { EngineContext, Undo } from './context.js';
 import type { StoreFile } from './helper-calls.js';
 import { requireSameFile } from './helper-files.js';
-import { transferBytes } from './origins.js';
-import type { Volume } from './volume.js';
 
 export interface OpenedElsewhere {
   /** Keeper's descriptor and ours. */
@@ -16,12 +13,7 @@ export interface OpenedElsewhere {
 }
 
 /** Not immutable: ext4 and others refuse writes to such a file even through an open descriptor. On failure the caller's list closes it. */
-export async function openElsewhere(
-  context: EngineContext,
-  undo: Undo,
-  volume: Volume,
-  file: StoreFile,
-): Promise<OpenedElsewhere> {
+export async function openElsewhere(context: EngineContext, undo: Undo, file: StoreFile): Promise<OpenedElsewhere> {
   const { keeper } = context;
   const { storeFd, sizeBytes } = await keeper.call('openStore', { path: file.path });
   undo.add('close the store', () => keeper.call('closeFds', { fds: [storeFd] }));
@@ -29,17 +21,5 @@ export async function openElsewhere(
   undo.add('close the duplicate of the store', () => libc.close(ownFd));
   // The helper that looked at the path and the keeper that opened it may have met two files.
   requireSameFile(fstatSync(ownFd), file);
-  requireSectors(volume, file, ownFd);
   return { storeFd, ownFd, sizeBytes };
-}
-
-/** Saved blocks are read in the pieces that the snapshot's readers ask for, which are sectors of the volume. */
-function requireSectors({ record }: Volume, { path }: StoreFile, fd: number): void {
-  const storeBytes = transferBytes(fd);
-  const volumeBytes = record.opened.logicalSectorBytes;
-  if (storeBytes <= volumeBytes) return;
-  throw new CowbirdError(
-    'EINVAL',
-    `${path} lies on a disk that is read in ${storeBytes} bytes, and ${record.name} has sectors of ${volumeBytes}: put the COW file on the volume, or on another disk`,
-  );
 }

@@ -98,7 +98,7 @@ export async function prepareStore(
   const base = { file, sizeBytes: created.sizeBytes, startBytes: created.startBytes };
   if (created.kind === 'device') {
     const config: StoreConfig = { kind: 'device', extents: [], slots, placeCount, ...zero };
-    const { storeFd, ownFd, sizeBytes: openedBytes } = await openElsewhere(context, undo, volume, file);
+    const { storeFd, ownFd, sizeBytes: openedBytes } = await openElsewhere(context, undo, file);
     if (openedBytes < placeCount * BLOCK_BYTES)
       throw new CowbirdError('EIO', `${created.path} is shorter than it was made`, { outcome: 'failed' });
     return { ...base, storeFd, ownFd, config, fsType: '', cowFile: created.path };

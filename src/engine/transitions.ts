@@ -1,12 +1,13 @@
 /** From one mode of a series to the next, and its end. */
 import { dataOffsetBytes } from '../cow/geometry.js';
 import { CowbirdError } from '../sys/errors.js';
+import { allMounts } from '../sys/mounts.js';
 import { BLOCK_BYTES } from '../tracer/layout.js';
 import { ensureDirty } from './cleaning.js';
 import type { EngineContext } from './context.js';
 import { fileSystemsOf } from './free-blocks.js';
 import { type HookParams, hooksIn } from './hooks.js';
-import { isMountedWritable, mountsOn, refuseInUse } from './lookup.js';
+import { isMountedWritable, partAt, refuseInUse } from './lookup.js';
 import { endTracking, type Finished, finish, partial, switchPaused } from './pending.js';
 import type { SnapshotRecord } from './records.js';
 import { newRecord } from './setup.js';
@@ -130,7 +131,9 @@ export async function destroy(context: EngineContext, minor: number): Promise<vo
   if (snapshot.device !== null) await refuseInUse(context, snapshot.device.node);
   const state = currentState(target);
   await closeSnapshotDevice(context, target);
-  const reachable = isMountedWritable(mountsOn(volume.record.device.node)) || snapshot.store.kind === 'device';
+  const number = partAt(volume.record.device.node, snapshot.startBytes)?.number;
+  const isMounted = isMountedWritable(allMounts().filter(({ device }) => device === number));
+  const reachable = isMounted || snapshot.store.kind === 'device';
   // A file elsewhere can be removed whether or not the volume is mounted; one that nobody has verified may not be ours.
   const leave = state.startsWith('unverified') || !reachable;
   await endTracking(context, volume, leave);

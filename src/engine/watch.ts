@@ -10,7 +10,7 @@ import { allMounts, isReachable, type MountEntry } from '../sys/mounts.js';
 import { HeaderState, Word } from '../tracer/layout.js';
 import { dropTrust, makeClean } from './cleaning.js';
 import { type EngineContext, withHelper } from './context.js';
-import { mountsOn, storeMount } from './lookup.js';
+import { mountsOn, partAt, storeMount } from './lookup.js';
 import { currentState, isActive, openSnapshotDevice, RAW, saveRecord, type Tracked } from './tracking.js';
 import { lookForStore, type Moved } from './whereabouts.js';
 
@@ -177,7 +177,8 @@ export class Watch {
     const { node } = volume.record.device;
     const mount = storeMount(node, snapshot.startBytes, mounts);
     // Mounted in another namespace only, or a part of it, or under another one: nobody here can look. Writes into the store are still noticed.
-    if (mount === undefined) return true;
+    // Not mounted at all, though another file system of the disk is: it was not seen yet.
+    if (mount === undefined) return mounts.some(({ device }) => device === partAt(node, snapshot.startBytes)?.number);
     if ((this.#unseen.get(key)?.againMs ?? 0) > Date.now()) return false;
     const isStillThere = (): boolean => storeMount(node, snapshot.startBytes, allMounts())?.id === mount.id;
     const path = `${mount.mountPoint === '/' ? '' : mount.mountPoint}${snapshot.cowFile}`;

@@ -53,6 +53,20 @@ export function copyJob(spec: CopySpec, context: JobContext): RegionTask {
 
 const NONE: ReadonlySet<number> = new Set();
 
+/**
+ * How much is still read of an image whose file system does not tell its holes, and has been zeros as it should: then blocks are looked at
+ * that are to be overwritten, and no others.
+ */
+export interface Patience {
+  leftBytes: number;
+}
+
+const PATIENCE_BYTES = 67_108_864;
+
+export function newPatience(): Patience {
+  return { leftBytes: PATIENCE_BYTES };
+}
+
 /** Finds the blocks in which the source differs from the newest version. */
 export interface CompareSpec extends SourceSpec {
   kind: 'compare';
@@ -74,14 +88,16 @@ export function compareJob(spec: CompareSpec, context: JobContext): RegionTask {
   const { scratch, totals } = context;
   const checksums = needed(context.files.checksums, 'checksums');
   const imagePage = Buffer.alloc(REGION_BLOCKS * CHECKSUM_BYTES);
+  const patience = newPatience();
   return (region) => {
     const count = blocksInRegion(region, spec.sizeBytes);
     const oldCount = blocksInRegion(region, spec.oldSizeBytes);
     const { page: oldPage, otherPage: newPage } = scratch;
     readPage(checksums, region, oldPage);
     readNewPage(spec, context, region, count);
-    const isLooked = (block: number): boolean => isCandidate(spec, region, block);
-    const denied = spec.heal === undefined ? deniedBlocks(context, region, oldCount, isLooked) : NONE;
+    const isLooked = (block: number): boolean =>
+      isCandidate(spec, region, block) && (patience.leftBytes > 0 || !sameChecksum(oldPage, block, newPage, block));
+    const denied = spec.heal === undefined ? deniedBlocks(context, region, oldCount, isLooked, patience) : NONE;
     if (spec.heal === undefined && denied.size === 0 && newPage.equals(oldPage)) return;
     if (spec.heal !== undefined) readImagePage(context, region, oldCount, imagePage);
     const heldPage = spec.heal === undefined ? oldPage : imagePage;
@@ -116,6 +132,7 @@ export function deniedBlocks(
   region: number,
   count: number,
   isLooked: (block: number) => boolean,
+  patience = newPatience(),
 ): ReadonlySet<number> {
   const image = needed(files.image, 'image');
   const denied = new Set<number>();
@@ -127,7 +144,9 @@ export function deniedBlocks(
     if (image.nextData(offset, offset + lengthBytes) >= offset + lengthBytes) continue;
     const bytes = scratch.other.subarray(0, lengthBytes);
     readMarked(image, bytes, offset);
+    const before = denied.size;
     for (let block = start; block < end; block++) if (!isZero(blockAt(bytes, block - start))) denied.add(block);
+    if (denied.size === before) patience.leftBytes -= lengthBytes;
   }
   return denied;
 }

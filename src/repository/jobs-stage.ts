@@ -11,7 +11,7 @@ import {
   readPage,
   writeBlocks,
 } from './jobs-common.js';
-import { deniedBlocks, GAP_BLOCKS, readImagePage, readRegion, type SourceSpec } from './jobs-source.js';
+import { deniedBlocks, GAP_BLOCKS, newPatience, readImagePage, readRegion, type SourceSpec } from './jobs-source.js';
 import { blocksInRegion, REGION_BLOCKS } from './layout.js';
 
 /** Reads blocks of the source, and puts aside those that are not as in the newest version, or were not in an earlier pass. */
@@ -33,6 +33,7 @@ export function stageJob(spec: StageSpec, context: JobContext): RegionTask {
   const target = needed(files.target, 'target');
   const { staged, blocks, sizeBytes } = spec;
   const imagePage = Buffer.alloc(REGION_BLOCKS * CHECKSUM_BYTES);
+  const patience = newPatience();
   return (region) => {
     const count = blocksInRegion(region, sizeBytes);
     const first = region * REGION_BLOCKS;
@@ -47,7 +48,11 @@ export function stageJob(spec: StageSpec, context: JobContext): RegionTask {
     readPage(checksums, region, oldPage);
     if (spec.checkImage) readImagePage(context, region, blocksInRegion(region, spec.oldSizeBytes), imagePage);
     const oldCount = blocksInRegion(region, spec.oldSizeBytes);
-    const denied = spec.checkImage ? undefined : deniedBlocks(context, region, Math.min(count, oldCount), isRead);
+    const isLooked = (block: number): boolean =>
+      isRead(block) && (patience.leftBytes > 0 || !sameChecksum(oldPage, block, newPage, block));
+    const denied = spec.checkImage
+      ? undefined
+      : deniedBlocks(context, region, Math.min(count, oldCount), isLooked, patience);
     const isSound = (block: number): boolean =>
       spec.checkImage ? sameChecksum(oldPage, block, imagePage, block) : denied?.has(block) !== true;
     const written = new Uint8Array(REGION_BLOCKS);

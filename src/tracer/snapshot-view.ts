@@ -72,7 +72,17 @@ export function* readSnapshot(
   refuseFailed(tracer, offset);
   const stop = offset + lengthBytes;
   for (let start = offset; start < stop; ) {
-    const end = Math.min(stop, start - (start % BLOCK_BYTES) + scratch.bytes.byteLength);
+    const block = start - (start % BLOCK_BYTES);
+    if (start > block || stop < block + BLOCK_BYTES) {
+      const whole = { start: block, end: Math.min(block + BLOCK_BYTES, tracer.origin.sizeBytes) };
+      const end = Math.min(stop, whole.end);
+      // Whole blocks are what a store can be read in, whatever the sectors of its disk. One block leaves the memory for copying free.
+      yield* readPiece({ tracer, buffer: scratch, shift: -block, ...whole }, scratch);
+      buffer.bytes.set(scratch.bytes.subarray(start - block, end - block), at + start - offset);
+      start = end;
+      continue;
+    }
+    const end = Math.min(stop - (stop % BLOCK_BYTES), start + scratch.bytes.byteLength);
     yield* readPiece({ tracer, buffer, shift: at - offset, start, end }, scratch);
     start = end;
   }
