@@ -77,7 +77,7 @@ export const CANARIES: readonly Canary[] = [
     name: 'bits of a run before its index entries',
     file: SAVING,
     edits: [{ find: 'let block = first;\n', replace: 'let block = first;\n        memory.mark(first, end - 1);\n' }],
-    by: { seed: 65 },
+    by: { seed: 55 },
   },
   {
     name: 'no second look after waiting for claims',
@@ -94,7 +94,7 @@ export const CANARIES: readonly Canary[] = [
     name: 'no second look after claiming at once',
     file: SAVING,
     edits: [{ find: 'claimed === end && memory.nextSettled(first, end) === end', replace: 'claimed === end' }],
-    by: { seed: 166 },
+    by: { seed: 188 },
   },
   {
     name: 'gate not looked at by a write that has nothing to save',
@@ -124,7 +124,7 @@ export const CANARIES: readonly Canary[] = [
             const first`,
       },
     ],
-    by: { seed: 108 },
+    by: { seed: 6 },
   },
   {
     name: 'foreign write taken for one that only saves',
@@ -161,7 +161,7 @@ export const CANARIES: readonly Canary[] = [
     name: 'no second look after a snapshot read',
     file: 'tracer/snapshot-view.js',
     edits: [{ find: `yield* lookAgain(piece, unsaved, before);`, replace: '' }],
-    by: { seed: 14 },
+    by: { seed: 6 },
   },
   {
     name: 'saved block read into its place while the origin is read over it',
@@ -186,7 +186,7 @@ export const CANARIES: readonly Canary[] = [
         replace: 'to);',
       },
     ],
-    by: { seed: 14 },
+    by: { seed: 7 },
   },
   {
     name: 'discard not saved',
@@ -208,7 +208,7 @@ export const CANARIES: readonly Canary[] = [
     edits: [
       { find: `    *flush() {\n        yield { kind: 'flush', device: this.origin };`, replace: `    *flush() {` },
     ],
-    by: { seed: 3 },
+    by: { seed: 6 },
   },
   {
     name: 'claim released early',
@@ -244,7 +244,7 @@ export const CANARIES: readonly Canary[] = [
         }`,
       },
     ],
-    by: { seed: 15 },
+    by: { seed: 21 },
   },
   {
     name: 'foreign write let through while a store write is in flight',
@@ -276,7 +276,7 @@ export const CANARIES: readonly Canary[] = [
     name: 'worker taken for outside while it has writes in hand',
     file: TRACER,
     edits: [{ find: 'Atomics.sub(this.memory.words, busy, 1);', replace: 'this.memory.set(busy, 0);' }],
-    by: { seed: 1 },
+    by: { seed: 2 },
   },
   {
     name: 'resend before the old engine is reaped',
