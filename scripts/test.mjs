@@ -25,7 +25,7 @@ const ALONE = ['backup-together', 'canaries', 'hangs', 'live-freeze', 'reclaim',
 const GROUPS = [
   { folder: 'src', concurrency: 2, timeoutMs: 120_000 },
   // Each has minors of its own. The longest come first.
-  { folder: 'test', concurrency: 4, timeoutMs: 600_000, isTogether: true, takes: (file) => !ALONE.includes(file) },
+  { folder: 'test', concurrency: 3, timeoutMs: 600_000, isTogether: true, takes: (file) => !ALONE.includes(file) },
   { folder: 'test', concurrency: 1, timeoutMs: 600_000, takes: (file) => ALONE.includes(file) },
 ];
 const LONGEST = [

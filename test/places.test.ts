@@ -67,33 +67,32 @@ test('a COW file on any of several file systems of a disk is found there, also a
   );
 });
 
-for (const sectors of [512, 4096])
-  test(`a COW file that begins in the first blocks of an XFS is gone on with after a stop: sectors of ${sectors}`, {
-    skip: CANNOT,
-  }, async (t) => {
-    const lab = new Lab(t);
-    const minor = MINOR + 1;
-    const disk = (await run('losetup', '-f', '--show', '-b', String(sectors), lab.image('disk.img', 320 * MIB))).trim();
-    lab.onEnd(() => succeeds('losetup', '-d', disk));
-    const { device } = await cowbird.attach(disk, { name: `disk-${lab.tag}` }, lab.client);
-    lab.onEnd(() => cowbird.detach(`disk-${lab.tag}`, lab.client));
-    const link = lab.link('disk');
-    await lab.mkfs(device, 'xfs');
-    const at = await lab.mount(device);
-    await cowbird.setupSnapshot(device, `${at}/.cow`, minor, { storeBytes: 30 * MIB }, lab.client);
-    const before = digestOf(`/dev/cowbird${minor}`);
-    await fill(`${at}/a`, 4);
-    await run('umount', at);
-    await cowbird.stopDaemon({}, lab.client);
-    await cowbird.reloadSnapshot(link, '/.cow', minor, {}, lab.client);
-    assert.equal((await lab.status(minor)).error, undefined);
-    await lab.mount(link);
-    await fill(`${at}/b`, 4);
-    const status = await lab.status(minor);
-    assert.deepEqual([status.state, status.error], [3, undefined]);
-    assert.equal(digestOf(`/dev/cowbird${minor}`), before);
-    await cowbird.destroy(minor, lab.client);
-  });
+test('a COW file that begins in the first blocks of an XFS is gone on with after a stop, with sectors of 4096 bytes', {
+  skip: CANNOT,
+}, async (t) => {
+  const lab = new Lab(t);
+  const minor = MINOR + 1;
+  const disk = (await run('losetup', '-f', '--show', '-b', '4096', lab.image('disk.img', 320 * MIB))).trim();
+  lab.onEnd(() => succeeds('losetup', '-d', disk));
+  const { device } = await cowbird.attach(disk, { name: `disk-${lab.tag}` }, lab.client);
+  lab.onEnd(() => cowbird.detach(`disk-${lab.tag}`, lab.client));
+  const link = lab.link('disk');
+  await lab.mkfs(device, 'xfs');
+  const at = await lab.mount(device);
+  await cowbird.setupSnapshot(device, `${at}/.cow`, minor, { storeBytes: 30 * MIB }, lab.client);
+  const before = digestOf(`/dev/cowbird${minor}`);
+  await fill(`${at}/a`, 4);
+  await run('umount', at);
+  await cowbird.stopDaemon({}, lab.client);
+  await cowbird.reloadSnapshot(link, '/.cow', minor, {}, lab.client);
+  assert.equal((await lab.status(minor)).error, undefined);
+  await lab.mount(link);
+  await fill(`${at}/b`, 4);
+  const status = await lab.status(minor);
+  assert.deepEqual([status.state, status.error], [3, undefined]);
+  assert.equal(digestOf(`/dev/cowbird${minor}`), before);
+  await cowbird.destroy(minor, lab.client);
+});
 
 test('a snapshot whose COW file is on a disk with larger sectors is read in any pieces', {
   skip: CANNOT,

@@ -179,20 +179,17 @@ test('free blocks of a file system that is mounted without its journal are copie
   skip: CANNOT_TRACK,
 }, async (t) => {
   const lab = new Lab(t);
-  for (const [type, option] of [
-    ['ext4', 'noload'],
-    ['xfs', 'norecovery'],
-  ] as const) {
-    const disk = await loopDevice(lab, type === 'xfs' ? 320 * MIB : 64 * MIB);
-    trackerPlace(lab);
-    await lab.mkfs(disk, type);
-    const at = await lab.mount(disk, `mnt-${type}`, '-o', `ro,${option}`);
-    const first = await cowbird.backup(disk, lab.path(`repo-${type}`), { client: lab.client });
-    assert.equal(first.engine, 'live');
-    assert.match(first.warnings.join(), /unused blocks of .* were copied too: .*journal/);
-    await run('umount', at);
-    await lab.mount(disk, `mnt-${type}`, '-o', 'ro');
-    const next = await cowbird.backup(disk, lab.path(`repo-${type}`), { client: lab.client });
-    assert.deepEqual([next.engine, next.warnings], ['live', []]);
-  }
+  const disk = await loopDevice(lab, 64 * MIB);
+  trackerPlace(lab);
+  await lab.mkfs(disk, 'ext4');
+  const at = await lab.mount(disk, 'mnt', '-o', 'ro,noload');
+  const backup = (): Promise<cowbird.BackupSummary> =>
+    cowbird.backup(disk, lab.path('repository'), { client: lab.client });
+  const first = await backup();
+  assert.equal(first.engine, 'live');
+  assert.match(first.warnings.join(), /unused blocks of .* were copied too: .*journal/);
+  await run('umount', at);
+  await lab.mount(disk, 'mnt', '-o', 'ro');
+  const next = await backup();
+  assert.deepEqual([next.engine, next.warnings], ['live', []]);
 });
