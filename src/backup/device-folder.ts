@@ -64,7 +64,7 @@ function isServing(pid: string): boolean {
   }
 }
 
-const PF_EXITING_BIT = 2;
+const PF_EXITING = 0x4;
 
 /**
  * Whether a process without a command line is ending: its memory goes before its files, with which it has the repository's lock, and
@@ -73,6 +73,6 @@ const PF_EXITING_BIT = 2;
 function isEnding(pid: string): boolean {
   const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
   const [state, , , , , , flags] = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-  const isExiting = Math.floor(Number(flags) / 2 ** PF_EXITING_BIT) % 2 === 1;
+  const isExiting = (Number(flags) & PF_EXITING) !== 0;
   return isExiting && (state !== 'Z' || readdirSync(`/proc/${pid}/task`).length > 1);
 }

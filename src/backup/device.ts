@@ -117,11 +117,18 @@ function letGo(child: ReturnType<typeof fork>): void {
  */
 async function giveUp(child: ReturnType<typeof fork>, runDir: string): Promise<void> {
   letGo(child);
-  const hasEnded = (): boolean => child.exitCode !== null || child.signalCode !== null;
-  for (let deadline = Date.now() + END_WAIT_MS; !hasEnded() && Date.now() < deadline; ) await pause(LOOK_AGAIN_MS);
-  if (!hasEnded()) child.kill('SIGKILL');
-  for (let deadline = Date.now() + END_WAIT_MS; !hasEnded() && Date.now() < deadline; ) await pause(LOOK_AGAIN_MS);
+  if (!(await ends(child))) {
+    child.kill('SIGKILL');
+    await ends(child);
+  }
   sweepDevices(runDir);
+}
+
+/** Whether a process has ended by the time that it may take. */
+async function ends(child: ReturnType<typeof fork>): Promise<boolean> {
+  const hasEnded = (): boolean => child.exitCode !== null || child.signalCode !== null;
+  for (const deadline = Date.now() + END_WAIT_MS; !hasEnded() && Date.now() < deadline; ) await pause(LOOK_AGAIN_MS);
+  return hasEnded();
 }
 
 function answerOf(

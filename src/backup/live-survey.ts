@@ -12,11 +12,11 @@ import type { FreezePoint } from '../live/freezer.js';
 import { pause } from '../live/pause.js';
 import { clearRange, makeBits } from '../repository/bits.js';
 import { regionCount } from '../repository/layout.js';
-import { deviceNumber, deviceNumbersOn } from '../sys/blkdev.js';
+import { deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError, codeOf, errnoOfError, messageOf } from '../sys/errors.js';
 import { freeRanges } from '../sys/fsmap.js';
 import * as libc from '../sys/libc.js';
-import { type MountEntry, mountIdOf, pathOfMount } from '../sys/mounts.js';
+import { coveredError, isOnMount, type MountEntry, pathOfMount } from '../sys/mounts.js';
 import { headOfNode } from './node-signature.js';
 
 /** File systems that have FIFREEZE and, frozen, have everything on their disk. */
@@ -171,15 +171,10 @@ function openMounted(entries: readonly MountEntry[]): { fd: number; mountPoint: 
     const path = pathOfMount(entry);
     const fd = openPlace(path);
     if (fd === undefined) continue;
-    // The root of a btrfs has a device number of its own, of no disk: there it is the mount that tells.
-    if (deviceNumber(fstatSync(fd).dev) === entry.device || mountIdOf(fd) === entry.id)
-      return { fd, mountPoint: entry.mountPoint };
+    if (isOnMount(fd, entry)) return { fd, mountPoint: entry.mountPoint };
     closeSync(fd);
   }
-  throw new CowbirdError(
-    'EBUSY',
-    `The file system mounted on ${entries.map(({ mountPoint }) => mountPoint).join(', ')} cannot be reached there: something else is mounted over it`,
-  );
+  throw coveredError(entries.map(({ mountPoint }) => mountPoint));
 }
 
 function openPlace(path: string): number | undefined {

@@ -7,6 +7,7 @@ import { HEAD_BYTES, signatureOf } from '../block/signature.js';
 import { readPadded } from '../repository/files.js';
 import type { SourceIdentity } from '../repository/manifest.js';
 import type { BackupSource } from '../repository/source.js';
+import { isBackedBy } from '../sys/below.js';
 import { boundLoops, deviceNumber, deviceNumbersOn, sysfsName } from '../sys/blkdev.js';
 import { CowbirdError, codeOf, errnoOfError } from '../sys/errors.js';
 import { tryLockImage } from '../sys/fsfile.js';
@@ -133,22 +134,7 @@ export function lockImage(path: string): () => void {
 function loopOn(path: string): { node: string } | undefined {
   const file = statSync(path);
   const served = fuseFiles();
-  return boundLoops().find(({ backingFile }) => {
-    if (backingFile === path) return true;
-    if (served.has(backingFile)) return false;
-    const backing = statOptional(backingFile);
-    return backing?.ino === file.ino && backing.dev === file.dev;
-  });
-}
-
-/** A name that is gone, or lies in another mount namespace, tells nothing. */
-function statOptional(path: string): Stats | undefined {
-  try {
-    return statSync(path);
-  } catch (error) {
-    if (error instanceof Error && 'code' in error) return undefined;
-    throw error;
-  }
+  return boundLoops().find(({ backingFile }) => backingFile === path || isBackedBy(backingFile, file, served));
 }
 
 /** The lock that stands against all others wants a descriptor for writing; nothing is written. */

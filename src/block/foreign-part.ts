@@ -6,29 +6,29 @@
  */
 
 const EXT_FEATURES_AT = 1024 + 0x5c;
-const EXT_HAS_JOURNAL = 2;
+const EXT_HAS_JOURNAL = 0x4;
 const EXT_JOURNAL_INODE_AT = 1024 + 0xe0;
 /** The path of the first device: empty where there is one. */
 const F2FS_DEVICES_AT = 1024 + 2201;
 const JFS_FLAGS_AT = 32_768 + 36;
-const JFS_INLINE_LOG_BIT = 11;
+const JFS_INLINE_LOG = 0x800;
 
 /** Types whose superblock tells, as the kernel names them. */
 export const TELLS_PARTS: ReadonlySet<string> = new Set(['ext3', 'ext4', 'f2fs', 'jfs']);
 
 /** What is elsewhere, in words, for the type that the kernel has mounted it as; undefined where all is here. */
 export function foreignPart(fsType: string, head: Buffer): string | undefined {
-  const bit = (at: number, number: number): boolean => Math.floor(head.readUInt32LE(at) / 2 ** number) % 2 === 1;
+  const has = (at: number, flag: number): boolean => (head.readUInt32LE(at) & flag) !== 0;
   switch (fsType) {
     case 'ext3':
     case 'ext4':
-      return bit(EXT_FEATURES_AT, EXT_HAS_JOURNAL) && head.readUInt32LE(EXT_JOURNAL_INODE_AT) === 0
+      return has(EXT_FEATURES_AT, EXT_HAS_JOURNAL) && head.readUInt32LE(EXT_JOURNAL_INODE_AT) === 0
         ? 'has its journal on another device'
         : undefined;
     case 'f2fs':
       return head.readUInt8(F2FS_DEVICES_AT) === 0 ? undefined : 'is on more than one device';
     case 'jfs':
-      return bit(JFS_FLAGS_AT, JFS_INLINE_LOG_BIT) ? undefined : 'has its log on another device';
+      return has(JFS_FLAGS_AT, JFS_INLINE_LOG) ? undefined : 'has its log on another device';
     default:
       return undefined;
   }

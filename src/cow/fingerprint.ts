@@ -14,8 +14,8 @@
 import { createHash, randomBytes } from 'node:crypto';
 import type { BlockDevice, IoBuffer } from '../block/device.js';
 import { type FreezableKind, HEAD_BYTES, leavesNoTrace, signatureOf } from '../block/signature.js';
+import { BLOCK_SIZE_BYTES } from './geometry.js';
 
-const BLOCK_BYTES = 4096;
 const SECTOR_BYTES = 512;
 const XFS_MAGIC = 0x58465342;
 const XFS = { blockSize: 4, logStart: 48, agBlocks: 84, logBlocks: 96, agBlocksLog: 124 } as const;
@@ -55,8 +55,8 @@ function hashPlace(
   const lengthBytes = Math.min(HEAD_BYTES, device.sizeBytes - start);
   device.read(buffer, 0, lengthBytes, start);
   for (const { block, count } of own) {
-    const from = Math.max(0, block * BLOCK_BYTES - start);
-    const end = Math.min(lengthBytes, (block + count) * BLOCK_BYTES - start);
+    const from = Math.max(0, block * BLOCK_SIZE_BYTES - start);
+    const end = Math.min(lengthBytes, (block + count) * BLOCK_SIZE_BYTES - start);
     if (end > from) buffer.bytes.fill(0, from, end);
   }
   if (start > 0) hash.update(`at ${start}`);
@@ -114,8 +114,8 @@ function hashLogHead(hash: Hash, device: BlockDevice, buffer: IoBuffer, log: Xfs
 
 /** Reads whole blocks around what is wanted, for disks whose sectors are that large; returns where in the buffer it begins. */
 function readAround(device: BlockDevice, buffer: IoBuffer, offset: number, lengthBytes: number): number {
-  const at = offset % BLOCK_BYTES;
-  const end = Math.ceil((offset + lengthBytes) / BLOCK_BYTES) * BLOCK_BYTES;
+  const at = offset % BLOCK_SIZE_BYTES;
+  const end = Math.ceil((offset + lengthBytes) / BLOCK_SIZE_BYTES) * BLOCK_SIZE_BYTES;
   device.read(buffer, 0, Math.min(end, device.sizeBytes) - (offset - at), offset - at);
   return at;
 }

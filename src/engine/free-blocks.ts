@@ -14,12 +14,11 @@ import { readdirSync, readFileSync, rmSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError, errnoOfError, messageOf } from '../sys/errors.js';
-import { allMounts, pathOfMount } from '../sys/mounts.js';
+import { allMounts, type MountIdentity, pathOfMount } from '../sys/mounts.js';
 import { setBits, setRuns, Word } from '../tracer/layout.js';
 import { writeDurably } from './attach.js';
 import type { EngineContext, Undo } from './context.js';
-import type { WantedMount } from './helper-calls.js';
-import { freezeMounts, mountsOn, wantedMount } from './lookup.js';
+import { freezeMounts, identityOf, mountsOn } from './lookup.js';
 import type { SavedSeries } from './records.js';
 import { seriesPath } from './saved-state.js';
 import type { HelperSession } from './services.js';
@@ -34,7 +33,7 @@ const RUN_BYTES = 8;
 export interface MappedFileSystem {
   mountPoint: string;
   startBytes: number;
-  mount: WantedMount;
+  mount: MountIdentity;
 }
 
 /** @throws {CowbirdError} EINVAL where there is none, or its place on the volume is not known. */
@@ -44,7 +43,7 @@ export function fileSystemsOf(volume: Volume): MappedFileSystem[] {
   const mounts = allMounts();
   const found = freezeMounts(mountsOn(device.node, mounts), mounts).map((entry) => {
     const startBytes = numbers.find(({ number }) => number === entry.device)?.startBytes ?? null;
-    if (startBytes !== null) return { mountPoint: pathOfMount(entry), startBytes, mount: wantedMount(entry) };
+    if (startBytes !== null) return { mountPoint: pathOfMount(entry), startBytes, mount: identityOf(entry) };
     const where = `${entry.mountPoint} is stacked on ${name}, or lies on several devices`;
     throw new CowbirdError(
       'EINVAL',

@@ -5,6 +5,7 @@
 
 import type { FileExtent } from '../sys/fsfile.js';
 import type { HookEnd, HookOrder } from '../sys/hook.js';
+import type { MountIdentity } from '../sys/mounts.js';
 
 export interface StoreFile {
   /** Real path as this mount namespace sees it. */
@@ -28,14 +29,6 @@ export interface CreatedStore extends StoreFile {
   root: string;
   /** Byte offset that FIEMAP's addresses of this file begin at on the volume (a partition's start). */
   startBytes: number;
-}
-
-/** A mount, as mountinfo has it: its path may lead to another one by the time it is opened. */
-export interface WantedMount {
-  /** `major:minor` of the file system. */
-  device: string;
-  /** Of the mount. */
-  id: number;
 }
 
 export interface HelperCalls {
@@ -107,7 +100,7 @@ export interface HelperCalls {
       mapOffset: number;
       mapBytes: number;
       blockCount: number;
-      fileSystems: Array<{ mountPoint: string; startBytes: number; mount?: WantedMount }>;
+      fileSystems: Array<{ mountPoint: string; startBytes: number; mount?: MountIdentity }>;
     };
     result: { blocks: number; durationMs: number };
   };
@@ -122,7 +115,7 @@ export interface HelperCalls {
      * `mounts`: those that the mount points are to lead to, in their order. `gates`: memory of the volumes concerned; they are opened
      * before a thaw that nobody asked for.
      */
-    params: { mountPoints: string[]; mounts?: WantedMount[]; gates: Array<{ memoryFd: number }> };
+    params: { mountPoints: string[]; mounts?: MountIdentity[]; gates: Array<{ memoryFd: number }> };
     result: null;
   };
   freeze: { params: Record<string, never>; result: { frozenByOthers: boolean } };

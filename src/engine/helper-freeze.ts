@@ -5,14 +5,13 @@
  * is dead, or hangs with the gate of a volume closed: then writeback waits for the gate, and a thaw would wait for writeback.
  * So the gate is opened first, unless a switch is under way in it, whose end comes at once or with the engine's end.
  */
-import { fstatSync, statSync } from 'node:fs';
-import { deviceNumber } from '../sys/blkdev.js';
-import { CowbirdError, errnoOfError } from '../sys/errors.js';
+import { statSync } from 'node:fs';
+import { errnoOfError } from '../sys/errors.js';
 import { freeze, thaw } from '../sys/fsfile.js';
 import * as libc from '../sys/libc.js';
-import { mountIdOf } from '../sys/mounts.js';
+import { coveredError, isOnMount, type MountIdentity } from '../sys/mounts.js';
 import { Gate, Word } from '../tracer/layout.js';
-import type { FreezeStep, HelperCalls, WantedMount } from './helper-calls.js';
+import type { FreezeStep, HelperCalls } from './helper-calls.js';
 import { withKeepers } from './helper-descriptors.js';
 
 const EBUSY = 16;
@@ -50,16 +49,11 @@ export function prepareFreeze(params: HelperCalls['prepareFreeze']['params']): n
  *
  * @throws {CowbirdError} EBUSY where it leads to another mount than the one that is wanted.
  */
-export function openMount(mountPoint: string, wanted?: WantedMount): number {
+export function openMount(mountPoint: string, wanted?: MountIdentity): number {
   const fd = libc.open(mountPoint, libc.O_RDONLY + (statSync(mountPoint).isDirectory() ? libc.O_DIRECTORY : 0));
-  // The root of a btrfs has a device number of its own: there it is the mount that tells.
-  if (wanted === undefined || deviceNumber(fstatSync(fd).dev) === wanted.device || mountIdOf(fd) === wanted.id)
-    return fd;
+  if (wanted === undefined || isOnMount(fd, wanted)) return fd;
   libc.close(fd);
-  throw new CowbirdError(
-    'EBUSY',
-    `The file system mounted on ${mountPoint} cannot be reached there: something else is mounted over it`,
-  );
+  throw coveredError([mountPoint]);
 }
 
 let tell = (_mountPoint: string, _step: FreezeStep): void => undefined;

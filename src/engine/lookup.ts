@@ -1,12 +1,19 @@
 /** Finding volumes and their mounts; saying who holds what. */
 import { realpathSync, statSync } from 'node:fs';
-import { belowPath } from '../sys/below.js';
+import { belowPath, isBackedBy } from '../sys/below.js';
 import { boundLoops, deviceNumber, deviceNumbersOn } from '../sys/blkdev.js';
 import { CowbirdError, errnoOfError } from '../sys/errors.js';
-import { allMounts, fuseFiles, isReachable, type MountEntry, pathOfMount } from '../sys/mounts.js';
+import {
+  allMounts,
+  coveredError,
+  fuseFiles,
+  isReachable,
+  type MountEntry,
+  type MountIdentity,
+  pathOfMount,
+} from '../sys/mounts.js';
 import { attachedRecords, type EngineContext, withHelper } from './context.js';
 import { refuseOpen } from './devices.js';
-import type { WantedMount } from './helper-calls.js';
 import { outwait } from './visitors.js';
 import type { Volume } from './volume.js';
 
@@ -51,22 +58,19 @@ export function freezeMounts(entries: readonly MountEntry[], mounts: readonly Mo
     const own = writable.filter(({ device }) => device === number);
     const reached = own.find((entry) => isReachable(entry, mounts));
     if (reached !== undefined) return reached;
-    throw new CowbirdError(
-      'EBUSY',
-      `The file system mounted on ${own.map(({ mountPoint }) => mountPoint).join(', ')} cannot be reached there: something else is mounted over it`,
-    );
+    throw coveredError(own.map(({ mountPoint }) => mountPoint));
   });
 }
 
 /** What a helper is told of a mount, so that it opens no other. */
-export function wantedMount({ device, id }: MountEntry): WantedMount {
+export function identityOf({ device, id }: MountEntry): MountIdentity {
   return { device, id };
 }
 
 /** {@link freezeMounts} of several nodes, by their paths: what has to be frozen. One file system may have parts on several nodes. */
-export function freezePoints(nodes: readonly string[], mounts: readonly MountEntry[]): Map<string, WantedMount> {
+export function freezePoints(nodes: readonly string[], mounts: readonly MountEntry[]): Map<string, MountIdentity> {
   const entries = nodes.flatMap((node) => freezeMounts(mountsOn(node, mounts), mounts));
-  return new Map(entries.map((entry) => [pathOfMount(entry), wantedMount(entry)]));
+  return new Map(entries.map((entry) => [pathOfMount(entry), identityOf(entry)]));
 }
 
 /** EBUSY, naming the holder, when a node is mounted, open or held by the kernel, and not by a visitor. */
@@ -180,23 +184,12 @@ export function refuseSecondUse(context: EngineContext, origin: string): void {
       }
       continue;
     }
-    // It is never an image.
-    if (served.has(backingFile)) continue;
-    if (stats.isFile() && isSameBacking(backingFile, stats)) {
+    if (stats.isFile() && isBackedBy(backingFile, stats, served)) {
       throw new CowbirdError(
         'EBUSY',
         `${origin} is behind the loop device ${node}: detach that first with \`losetup -d ${node}\``,
       );
     }
-  }
-}
-
-/** Whether a loop device's backing file is this file. One that cannot be looked at is not. */
-function isSameBacking(backingFile: string, stats: { dev: number; ino: number }): boolean {
-  try {
-    return sameFile(statSync(backingFile), stats);
-  } catch {
-    return false;
   }
 }
 

@@ -30,6 +30,17 @@ export interface BelowOptions {
   withFiles: boolean;
 }
 
+/** Whether the file behind a loop device is this one, by whatever name. One that is served through FUSE, or cannot be looked at, is not. */
+export function isBackedBy(backingFile: string, file: FileIdentity, served: ReadonlySet<string>): boolean {
+  if (served.has(backingFile)) return false;
+  try {
+    const { dev, ino } = statSync(backingFile);
+    return dev === file.dev && ino === file.ino;
+  } catch {
+    return false;
+  }
+}
+
 /** What a path, given as a real one, lies on. */
 export function belowPath(path: string, options: BelowOptions): Below {
   const search = new Search(options);

@@ -40,17 +40,13 @@ export class DirectReader {
     this.isDirect = direct;
     this.directFd = direct ? this.#fd : undefined;
     const stats = fstatSync(this.#fd);
-    if (!stats.isFile() && !stats.isBlockDevice()) {
+    try {
+      if (!stats.isFile() && !stats.isBlockDevice())
+        throw new SystemError('open', ENOTBLK, `${path}, which is neither a file nor a block device`);
+      if (own) requireOwn(path, stats);
+    } catch (error) {
       libc.close(this.#fd);
-      throw new SystemError('open', ENOTBLK, `${path}, which is neither a file nor a block device`);
-    }
-    if (own) {
-      try {
-        requireOwn(path, stats);
-      } catch (error) {
-        libc.close(this.#fd);
-        throw error;
-      }
+      throw error;
     }
     this.lengthBytes = stats.isFile() ? stats.size : blockDeviceSizeBytes(this.#fd);
     if (!direct) libc.dropCache(this.#fd);
@@ -86,9 +82,10 @@ export class DirectReader {
   }
 }
 
+const OTHERS_WRITE = 0o022;
+
 function requireOwn(path: string, { uid, mode }: Stats): void {
-  const othersWrite = [0o020, 0o002].some((bit) => Math.floor(mode / bit) % 2 === 1);
-  if (uid === process.geteuid?.() && !othersWrite) return;
+  if (uid === process.geteuid?.() && (mode & OTHERS_WRITE) === 0) return;
   throw new CowbirdError(
     'EACCES',
     `${path} can have been written by others (user ${uid}, mode ${(mode % 0o1000).toString(8)})`,

@@ -4,9 +4,10 @@
  * Mounts are looked up in every mount namespace that some process lives in, because a container may keep mounted what this
  * namespace no longer shows.
  */
-import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
+import { fstatSync, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
 import { relative } from 'node:path';
-import { assert } from './errors.js';
+import { deviceNumber } from './blkdev.js';
+import { assert, CowbirdError } from './errors.js';
 
 export interface MountEntry {
   /** Of the mount, in all namespaces. */
@@ -123,10 +124,27 @@ export function isReachable(entry: MountEntry, mounts: readonly MountEntry[]): b
   return at === undefined || at.id === entry.id;
 }
 
-/** The mount that an open descriptor is on (proc_pid_fdinfo(5)). */
-export function mountIdOf(fd: number): number | undefined {
+/** What tells a mount from others that its path may lead to. */
+export type MountIdentity = Pick<MountEntry, 'device' | 'id'>;
+
+/** Whether an open descriptor is in the file system of a mount, or on that mount. */
+export function isOnMount(fd: number, { device, id }: MountIdentity): boolean {
+  // The root of a btrfs has a device number of its own, of no disk: there it is the mount that tells.
+  return deviceNumber(fstatSync(fd).dev) === device || mountIdOf(fd) === id;
+}
+
+/** proc_pid_fdinfo(5). */
+function mountIdOf(fd: number): number {
   const [, id] = /^mnt_id:\s*(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8')) ?? [];
-  return id === undefined ? undefined : Number(id);
+  return Number(id);
+}
+
+/** Of a file system that none of its mount points leads to. */
+export function coveredError(mountPoints: readonly string[]): CowbirdError {
+  return new CowbirdError(
+    'EBUSY',
+    `The file system mounted on ${mountPoints.join(', ')} cannot be reached there: something else is mounted over it`,
+  );
 }
 
 /** A path of ours to a mount of any namespace. */
